@@ -1,0 +1,1 @@
+"""The stages of the loop. Nothing in here knows what runs them."""

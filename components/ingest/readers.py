@@ -1,0 +1,104 @@
+"""Folders and archives as streams of files. Nothing of an archive is ever unpacked to disk."""
+
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from lzma import LZMAError
+from pathlib import Path, PurePosixPath
+
+from components.stage import StageError
+
+SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".heic",
+}  # fmt: skip
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the name is that of an archive that can be read."""
+    return path.name.lower().endswith(ARCHIVES)
+
+
+def read(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
+    """The image files of a folder or an archive: pairs of (path inside it, bytes).
+
+    Bytes are None for a file above `max_bytes`. The order is the sorted one for a folder and an archive's own
+    otherwise. Files whose suffix is no image's are left out, and so are hidden ones.
+
+    Raises:
+        StageError: nothing is there; the archive is damaged, ends early, is encrypted, or holds a name that
+            leaves it (`../`, absolute) or a link.
+    """
+    if path.is_dir():
+        return _folder(path, max_bytes)
+    if not path.exists():
+        raise StageError(f"{path}: not found; give a folder or an archive ({', '.join(ARCHIVES)})")
+    if not is_archive(path):
+        raise StageError(f"{path}: neither a folder nor an archive ({', '.join(ARCHIVES)})")
+    return _zip(path, max_bytes) if path.suffix.lower() == ".zip" else _tar(path, max_bytes)
+
+
+def _folder(root: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        name = path.relative_to(root).as_posix()
+        if _wanted(name):
+            yield name, path.read_bytes() if path.stat().st_size <= max_bytes else None
+
+
+def _zip(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            for member in members:
+                _refuse(path, member.filename, link=(member.external_attr >> 28) == 0o12)
+            for member in members:
+                if member.is_dir() or not _wanted(member.filename):
+                    continue
+                if member.flag_bits & 1:
+                    raise StageError(f"{path}: encrypted; unpack it and ingest the folder")
+                yield member.filename, None if member.file_size > max_bytes else archive.read(member)
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+        raise _damaged(path, error) from None
+
+
+def _tar(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                _refuse(path, member.name, link=member.issym() or member.islnk())
+                if not member.isfile() or not _wanted(member.name):
+                    continue
+                if member.size > max_bytes:
+                    yield member.name, None
+                    continue
+                stream = archive.extractfile(member)
+                data = stream.read() if stream else b""
+                if len(data) != member.size:
+                    raise EOFError(f"{member.name} is cut off")
+                yield str(PurePosixPath(member.name)), data
+            # A tar ends with zero blocks, of which tarfile has read the first. Without one the file was cut off.
+            if archive.fileobj is None or archive.fileobj.tell() < archive.offset + tarfile.BLOCKSIZE:
+                raise EOFError("no end mark")
+    except (tarfile.TarError, EOFError, LZMAError, zlib.error) as error:
+        raise _damaged(path, error) from None
+
+
+def _refuse(archive: Path, name: str, *, link: bool) -> None:
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or name[1:2] == ":":
+        raise StageError(f"{archive}: {name!r} points outside the archive; refused, and nothing was ingested")
+    if link:
+        raise StageError(f"{archive}: {name!r} is a link; refused, and nothing was ingested")
+
+
+def _wanted(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") for part in path.parts[:-1]) or path.name.startswith("._")
+    return path.suffix.lower() in SUFFIXES and "__MACOSX" not in path.parts and not hidden
+
+
+def _damaged(path: Path, error: Exception) -> StageError:
+    return StageError(
+        f"{path}: damaged or cut off ({error}); nothing was ingested. Download it again and repeat the command"
+    )

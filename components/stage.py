@@ -1,0 +1,72 @@
+"""What every stage's command shares: one clear line on failure, and an end when its flow is gone."""
+
+import errno
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+FLOW_PID = "TRUEFRAME_FLOW_PID"
+
+
+class StageError(Exception):
+    """A failure that a person can act on. The message names the thing, the reason and the way out."""
+
+
+def main(stage: Callable[[], None]) -> None:
+    """Run a stage's command: exit code 0, or 1 with one line on stderr.
+
+    When a flow started the stage (it says so in the environment), the stage ends with it: a killed flow
+    leaves no training behind that would hold the files it has to take up again.
+    """
+    flow = os.environ.get(FLOW_PID)
+    if flow:
+        threading.Thread(target=_end_with, args=(int(flow),), daemon=True).start()
+    try:
+        stage()
+    except StageError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted")
+    except OSError as error:
+        if error.errno is None:
+            raise
+        fail(describe(error))
+
+
+def fail(message: str) -> None:
+    """Print one line on stderr and exit with code 1."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    raise SystemExit(1)
+
+
+def describe(error: OSError) -> str:
+    """An operating-system error as one line that says what to do."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}disk full; nothing half-written was kept. Free some space and run the same command again"
+    return f"{where}{error.strerror}"
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all: `write` fills a neighbour, which then takes the name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _end_with(pid: int) -> None:
+    while True:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            os._exit(1)
+        except PermissionError:
+            return
+        time.sleep(0.5)

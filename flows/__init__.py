@@ -1,0 +1,1 @@
+"""What runs when. Nothing in here knows any machine learning."""
