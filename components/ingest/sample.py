@@ -11,9 +11,10 @@ derivatives of natural ones (Lee, Mumford & Huang 2001, "Occlusion models for na
   double it by a transposed convolution and add a band of detail (Denton et al. 2015, "Deep generative image
   models using a Laplacian pyramid of adversarial networks"). Because the phases of a transposed convolution
   have unequal gains, it leaves a checkerboard (Odena et al. 2016, "Deconvolution and checkerboard artifacts")
-  and copies of the spectrum at multiples of half the sampling rate (Zhang, Karaman & Chang 2019, "Detecting
-  and simulating artifacts in GAN fake images"; Durall et al. 2020, "Watch your up-convolution"). As in the
-  second of these papers, the decoder redraws an existing picture rather than inventing one.
+  and copies of the spectrum, here at multiples of a quarter of the sampling rate (Zhang, Karaman & Chang
+  2019, "Detecting and simulating artifacts in GAN fake images"; Durall et al. 2020, "Watch your
+  up-convolution"). As in the simulator of Zhang et al., the decoder redraws an existing picture rather than
+  inventing one.
 
 The classes share everything else: scenes, blur, noise level, mean spectrum, size, JPEG tables and chroma
 subsampling. What separates them is the trace of the process, not the subject, the sharpness or the file size.
@@ -39,11 +40,12 @@ GAMMA = 2.2
 
 # Standard deviation of the errors that training is taken to leave in the decoder's kernels. It sets how hard
 # the classes are to tell apart.
-TRACE = 0.007
+TRACE = 0.009
 # The share of a detail band's amplitude that the decoder restores.
-DETAIL = 1.0
+DETAIL = 0.96
 
-# Bilinear demosaicing: the kernel of each colour plane (red, green, blue), zero where the filter array hides it.
+# Bilinear demosaicing: the kernel of each colour plane (red, green, blue), which is zero where the filter
+# array hides that colour.
 _RED_BLUE = [[0.25, 0.5, 0.25], [0.5, 1.0, 0.5], [0.25, 0.5, 0.25]]
 _GREEN = [[0.0, 0.25, 0.0], [0.25, 1.0, 0.25], [0.0, 0.25, 0.0]]
 _DEMOSAIC = np.array([_RED_BLUE, _GREEN, _RED_BLUE], np.float32)
@@ -69,7 +71,7 @@ class _Exposure:
             shot=10 ** rng.uniform(-4.0, -2.8),
             read=10 ** rng.uniform(-3.0, -2.2),
             gains=np.array([rng.uniform(1.9, 2.4), 1.0, rng.uniform(1.5, 1.9)], np.float32)[:, None, None],
-            quality=int(rng.integers(70, 96)),
+            quality=int(rng.integers(75, 96)),
             subsampling=int(rng.choice([0, 2])),
         )
 
@@ -86,7 +88,7 @@ def make_image(index: int, *, size: int = 64, seed: int = 7) -> tuple[bytes, str
         A JPEG file (8-bit RGB) and its label: "real" for even, "ai" for odd indices.
 
     Raises:
-        ValueError: If the index is negative or the size is not allowed.
+        ValueError: If the index or the seed is negative, or the size is not allowed.
     """
     if index < 0:
         raise ValueError(f"index must not be negative, got {index}")
@@ -136,39 +138,48 @@ def _dead_leaves(rng: np.random.Generator, size: int) -> Array:
 
 
 def _visibility(rng: np.random.Generator, size: int) -> Array:
-    """Draw leaves, front to back, and how much of each pixel shows each one: (LEAVES + 1, size * size).
+    """Draw leaves and how much of each pixel shows each one: (LEAVES + 1, size * size).
 
-    The last leaf is the background.
+    The last row is the background.
     """
+    grid = _grid(size)
     # Inverse of the distribution function of r^-3 between two bounds.
     shortest, longest = size / 24, size / 2
-    radii = (rng.uniform(longest**-2, shortest**-2, LEAVES) ** -0.5).astype(np.float32)
+    radii = (rng.uniform(longest**-2, shortest**-2, (LEAVES, 1)) ** -0.5).astype(np.float32)
     centres = rng.uniform(-0.1 * size, 1.1 * size, (LEAVES, 2))
     turns = rng.uniform(0, 2 * np.pi, LEAVES)
+    # Signed distances of the pixels to the outlines. In place, as fresh memory costs more than sums.
+    cover = np.empty((LEAVES + 1, size * size), np.float32)
+    polygons, ellipses = cover[:POLYGONS], cover[POLYGONS:LEAVES]
 
-    # Polygons: the largest signed distance to a side. Fewer sides than MAX_SIDES repeat the first ones.
+    # A polygon's distance is the largest one to its sides. Fewer sides than MAX_SIDES repeat the first ones.
     sides = rng.integers(3, MAX_SIDES + 1, (POLYGONS, 1))
     side = np.arange(MAX_SIDES) % sides
     jitter = np.take_along_axis(rng.uniform(-0.25, 0.25, (POLYGONS, MAX_SIDES)), side, axis=1)
     normals = turns[:POLYGONS, None] + 2 * np.pi * (side + jitter) / sides
-    planes = _affine(np.cos(normals), np.sin(normals), centres[:POLYGONS, None])
-    polygons = (planes @ _grid(size)).max(axis=1) - radii[:POLYGONS, None] * 0.8
+    lines = _affine(np.cos(normals), np.sin(normals), centres[:POLYGONS, None])
+    np.matmul(lines[:, 0], grid, out=polygons)
+    for number in range(1, MAX_SIDES):
+        np.maximum(polygons, lines[:, number] @ grid, out=polygons)
+    polygons -= 0.8 * radii[:POLYGONS]
 
-    # Ellipses: the distance to the outline, to first order along the short axis.
+    # An ellipse's is taken to first order along its short axis.
     aspect = rng.uniform(0.4, 1.0, LEAVES - POLYGONS)
-    turn, centre, radius = turns[POLYGONS:], centres[POLYGONS:], radii[POLYGONS:, None]
-    along = _affine(np.cos(turn) * aspect, np.sin(turn) * aspect, centre) @ _grid(size)
-    across = _affine(-np.sin(turn), np.cos(turn), centre) @ _grid(size)
-    ellipses = np.sqrt(along * along + across * across) - radius
+    cos, sin, centre = np.cos(turns[POLYGONS:]), np.sin(turns[POLYGONS:]), centres[POLYGONS:]
+    np.square(_affine(cos * aspect, sin * aspect, centre) @ grid, out=ellipses)
+    ellipses += np.square(_affine(-sin, cos, centre) @ grid)
+    np.sqrt(ellipses, out=ellipses)
+    ellipses -= radii[POLYGONS:]
 
-    # A pixel's share of a leaf falls from 1 to 0 across the one-pixel-wide outline (antialiasing).
-    cover = np.ones((LEAVES + 1, size * size), np.float32)
-    depth = rng.permutation(LEAVES)
-    np.clip(0.5 - np.concatenate([polygons, ellipses])[depth], 0, 1, out=cover[:-1])
-    hidden = np.zeros(size * size, np.float32)
-    for leaf in cover:
-        leaf *= 1 - hidden
-        hidden += leaf
+    # A leaf's share of a pixel falls from 1 to 0 across an outline one pixel wide (antialiasing).
+    np.subtract(0.5, cover[:LEAVES], out=cover[:LEAVES])
+    np.clip(cover[:LEAVES], 0, 1, out=cover[:LEAVES])
+    # From front to back, a leaf shows where those before it leave a gap.
+    gap = np.ones(size * size, np.float32)
+    for leaf in rng.permutation(LEAVES):
+        cover[leaf] *= gap
+        gap -= cover[leaf]
+    cover[LEAVES] = gap
     return cover
 
 
@@ -235,7 +246,7 @@ def _decode(photograph: Array, layers: tuple[Array, Array]) -> Array:
 def _halve(picture: Array) -> Array:
     """Average blocks of 2 x 2 pixels."""
     rows = picture[:, ::2] + picture[:, 1::2]
-    return (rows[:, :, ::2] + rows[:, :, 1::2]) / 4
+    return (rows[:, :, ::2] + rows[:, :, 1::2]) * np.float32(0.25)
 
 
 def _up_convolve(picture: Array, weights: Array) -> Array:
@@ -245,7 +256,8 @@ def _up_convolve(picture: Array, weights: Array) -> Array:
     for each phase of the output, and interleaving the results.
     """
     channels, height, width = picture.shape
-    # Two signs of a channel, each cut at zero, keep it whole (concatenated rectifiers) but meet other kernels.
+    # Two signs of a channel, each cut at zero, keep it whole but meet other kernels
+    # (concatenated rectifiers, Shang et al. 2016).
     centred = np.pad(picture - 0.5, ((0, 0), (1, 1), (1, 1)), mode="edge")
     features = np.concatenate([np.maximum(centred, 0), np.minimum(centred, 0)])
     shifts = [features[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]

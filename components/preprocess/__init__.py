@@ -1,0 +1,46 @@
+"""Shards to arrays, and the index that says which image is where and in which split."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from components import shards, stage
+from components.params import Preprocess
+from components.preprocess import arrays, splits
+from components.stage import StageError
+
+COLUMNS = ["sha256", "shard", "row", "label", "source", "generator", "split", "group"]
+
+
+def preprocess(
+    data: Path, sources: Iterable[str], groups: Path, settings: Preprocess, out: Path, index: Path
+) -> pd.DataFrame:
+    """Decode what is new and write the index.
+
+    Args:
+        data: folder of the shards.
+        sources: which of them.
+        groups: near copies, as validation wrote them.
+        settings: the section `preprocess`.
+        out: folder of the arrays, `<view>/<shard>.npy`: uint8, shape (images, side, side, 3).
+        index: Parquet file to write: a row an image with `COLUMNS`.
+
+    Returns:
+        The index.
+
+    Raises:
+        StageError: a split lacks a class, the groups belong to other shards, or a shard is damaged.
+    """
+    files = shards.paths(data, sources)
+    rows = shards.manifest(files).merge(
+        pd.read_parquet(groups), on=["shard", "row"], how="left", validate="one_to_one"
+    )
+    if rows["group"].isna().any():
+        raise StageError(f"{groups}: made from other shards; run validate again")
+    rows["split"] = splits.assign(rows, settings)
+    splits.require_both_labels(rows)
+    arrays.update(files, rows, settings.views, out)
+    result = rows[COLUMNS]
+    stage.replace(index, lambda path: result.to_parquet(path, index=False))
+    return result

@@ -1,0 +1,31 @@
+"""`python -m components.preprocess`: shards to arrays and splits."""
+
+import argparse
+from pathlib import Path
+
+from components import params, stage
+from components.preprocess import preprocess
+from components.shards import SPLITS
+
+
+def run() -> None:
+    """Decode what is new, assign the splits, and print them."""
+    parser = argparse.ArgumentParser(prog="python -m components.preprocess", description=__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--groups", type=Path, default=Path("artifacts/validation/groups.parquet"))
+    parser.add_argument("--out", type=Path, default=Path("artifacts/arrays"))
+    parser.add_argument("--index", type=Path, default=Path("artifacts/index.parquet"))
+    args = parser.parse_args()
+
+    settings = params.load(args.params)
+    index = preprocess(
+        args.data, settings.ingest.sources, args.groups, settings.preprocess, args.out, args.index
+    )
+    for split in SPLITS:
+        counts = index.loc[index["split"] == split, "label"].value_counts()
+        print(f"{split}: {', '.join(f'{counts[label]:,} {label}' for label in ('ai', 'real'))}")
+
+
+if __name__ == "__main__":
+    stage.main(run)
