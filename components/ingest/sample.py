@@ -40,9 +40,9 @@ GAMMA = 2.2
 
 # Standard deviation of the errors that training is taken to leave in the decoder's kernels. It sets how hard
 # the classes are to tell apart.
-TRACE = 0.009
+TRACE = 0.0075
 # The share of a detail band's amplitude that the decoder restores.
-DETAIL = 0.96
+DETAIL = 0.98
 
 # Bilinear demosaicing: the kernel of each colour plane (red, green, blue), which is zero where the filter
 # array hides that colour.
@@ -71,7 +71,7 @@ class _Exposure:
             shot=10 ** rng.uniform(-4.0, -2.8),
             read=10 ** rng.uniform(-3.0, -2.2),
             gains=np.array([rng.uniform(1.9, 2.4), 1.0, rng.uniform(1.5, 1.9)], np.float32)[:, None, None],
-            quality=int(rng.integers(75, 96)),
+            quality=int(rng.integers(70, 96)),
             subsampling=int(rng.choice([0, 2])),
         )
 
@@ -277,7 +277,8 @@ def _bilinear() -> Array:
 @lru_cache(maxsize=4)
 def _up_convolutions(seed: int) -> list[tuple[Array, Array]]:
     """The weights of the two layers of each generator."""
-    rng = np.random.default_rng(seed)
+    # A spawned stream is apart from those of all images.
+    rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
     # Training corrects a shift of brightness or colour first; what stays is the difference between phases.
     errors = rng.normal(0, TRACE, (len(GENERATORS), 2, 3, 4, 54))
     errors -= errors.mean(axis=3, keepdims=True)

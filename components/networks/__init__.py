@@ -1,0 +1,87 @@
+"""The networks by name. Each takes pixels as they are, 0 to 255, and gives one logit: above 0 leans to `ai`.
+
+A new network is one file in this folder: a function under `@register`, which the list below imports.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from inspect import signature
+from typing import Any
+
+from components.stage import StageError
+
+_MODULES = {"cnn": "cnn", "efficientnet": "efficientnet"}
+_BUILDERS: dict[str, Callable[..., Any]] = {}
+
+
+def register(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a function known as the builder of a network."""
+
+    def remember(builder: Callable[..., Any]) -> Callable[..., Any]:
+        _BUILDERS[name] = builder
+        return builder
+
+    return remember
+
+
+def build(name: str, side: int, options: dict[str, Any]) -> Any:
+    """A new network.
+
+    Args:
+        name: one of `names()`.
+        side: of the input in px.
+        options: the network's own settings.
+
+    Returns:
+        A `keras.Model` from (n, side, side, 3), 0 to 255, to (n, 1) float32 logits.
+
+    Raises:
+        StageError: no such network, or an option that it doesn't have.
+    """
+    if name not in _MODULES:
+        raise StageError(f"no network is called {name!r}; there are {', '.join(names())}")
+    load_keras()
+    import_module(f"{__name__}.{_MODULES[name]}")
+    builder = _BUILDERS[name]
+    known = list(signature(builder).parameters)[1:]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise StageError(f"network {name} has no option {unknown[0]!r}; it has {', '.join(known)}")
+    return builder(side, **options)
+
+
+def names() -> list[str]:
+    """All networks."""
+    return sorted(_MODULES)
+
+
+def load_keras() -> Any:
+    """Import Keras and its backend without the lines that TensorFlow's libraries print while they start."""
+    with _muted():
+        import keras
+
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+    return keras
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Hold back what is written to the process's stderr; it is shown if the body fails."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            sink.seek(0)
+            os.write(kept, sink.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -1,0 +1,81 @@
+"""MLflow: where it is, and the tags by which a model can be traced back to its data."""
+
+import fcntl
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.stage import StageError
+
+EXPERIMENT = "trueframe"
+
+
+def connect() -> Any:
+    """Set MLflow up and return the `mlflow` module.
+
+    The store is MLflow's own choice: what MLFLOW_TRACKING_URI says, `mlflow.db` in this folder otherwise. A new
+    database gets its tables under a lock, since several processes may come first.
+
+    Raises:
+        StageError: the store can't be reached.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # Alembic would tell about each of the tables.
+    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    uri = mlflow.get_tracking_uri()
+    try:
+        if uri.startswith("sqlite:///"):
+            with Path(uri.removeprefix("sqlite:///") + ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                mlflow.set_experiment(EXPERIMENT)
+        else:
+            mlflow.set_experiment(EXPERIMENT)
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise StageError(
+            f"the MLflow store {uri} can't be used ({reason}); start it, or correct MLFLOW_TRACKING_URI"
+        ) from None
+    return mlflow
+
+
+def active(mlflow: Any, run_id: str | None) -> str | None:
+    """The run's id if the store still has it, else None (and a new run takes its place)."""
+    if run_id is None:
+        return None
+    try:
+        found = mlflow.get_run(run_id).info.lifecycle_stage == "active"
+    except mlflow.exceptions.MlflowException:
+        return None
+    return run_id if found else None
+
+
+def lineage(root: Path = Path()) -> dict[str, str]:
+    """The tags that name the exact code and data: git commit, md5 of the data and of dvc.lock."""
+    tags = {}
+    commit = _git("rev-parse", "HEAD", root=root)
+    if commit:
+        tags["git_commit"] = commit
+        tags["git_dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no", root=root))).lower()
+    data = root / "data.dvc"
+    if data.exists():
+        tags["data_md5"] = yaml.safe_load(data.read_text())["outs"][0]["md5"]
+    lock = root / "dvc.lock"
+    if lock.exists():
+        tags["dvc_lock_md5"] = hashlib.md5(lock.read_bytes(), usedforsecurity=False).hexdigest()
+    return tags
+
+
+def _git(*args: str, root: Path) -> str:
+    try:
+        return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
