@@ -58,7 +58,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
             rgba = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
         return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise ImageError(f"damaged: {error}") from None
     except Exception as error:  # Pillow's plugins raise their own kinds, struct.error among them
         raise ImageError(f"damaged: {type(error).__name__}: {error}") from None
@@ -91,9 +100,7 @@ def render(image: Image.Image, view: str) -> np.ndarray:
             image = image.resize((side, side), Image.Resampling.LANCZOS)
         return np.asarray(image)
     left, top = max(0, (image.width - side) // 2), max(0, (image.height - side) // 2)
-    pixels = np.asarray(
-        image.crop((left, top, min(left + side, image.width), min(top + side, image.height)))
-    )
+    pixels = np.asarray(image.crop((left, top, min(left + side, image.width), min(top + side, image.height))))
     missing = [side - n for n in pixels.shape[:2]]
     if any(missing):
         widths = [(n // 2, n - n // 2) for n in missing]

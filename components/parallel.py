@@ -40,7 +40,9 @@ def ordered_map(function: Callable[[In], Out], items: Iterable[In], *, inline: i
                     pending.append(pool.submit(function, item))
                 yield pending.popleft().result()
         except BrokenProcessPool:
-            raise StageError("a worker process was killed, most likely for want of memory; run the command again") from None
+            raise StageError(
+                "a worker process was killed, most likely for want of memory; run the command again"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -19,7 +19,14 @@ PREDICTIONS = ["sha256", "label", "probability", "split"]
 
 
 def evaluate(
-    name: str, view: str, settings: Evaluate, trained: Path, index_path: Path, arrays: Path, data: Path, out: Path
+    name: str,
+    view: str,
+    settings: Evaluate,
+    trained: Path,
+    index_path: Path,
+    arrays: Path,
+    data: Path,
+    out: Path,
 ) -> dict[str, Any]:
     """Score the validation and test images, fit the decision on the former, and judge on the latter.
 
@@ -88,7 +95,9 @@ def _judge(
     generator = rows["generator"]
     # A generator is judged against the real images of the sources that it occurs in.
     against = {
-        str(g): ((generator == g) | ((rows["label"] == "real") & rows["source"].isin(rows.loc[generator == g, "source"])))
+        str(g): (
+            (generator == g) | ((rows["label"] == "real") & rows["source"].isin(rows.loc[generator == g, "source"]))
+        )
         for g in sorted(generator.dropna().unique())
     }
     return {
@@ -96,9 +105,7 @@ def _judge(
         "uncertain_share": float(1 - certain.mean()),
         "certain_accuracy": float(right[certain].mean()) if certain.any() else None,
         "threshold": decision.threshold,
-        "by_source": {
-            str(s): summary((rows["source"] == s).to_numpy()) for s in sorted(rows["source"].unique())
-        },
+        "by_source": {str(s): summary((rows["source"] == s).to_numpy()) for s in sorted(rows["source"].unique())},
         "by_generator": {g: summary(which.to_numpy()) for g, which in against.items()},
     }
 

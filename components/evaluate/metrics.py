@@ -49,9 +49,7 @@ def summarise(
         drawn = np.concatenate([part[name] for part in parts])
         drawn = drawn[np.isfinite(drawn)]
         intervals[name] = [float(v) for v in np.percentile(drawn, [2.5, 97.5])] if len(drawn) else None
-    result: dict[str, Any] = {
-        name: float(values[name][0]) if np.isfinite(values[name][0]) else None for name in NAMES
-    }
+    result: dict[str, Any] = {name: float(values[name][0]) if np.isfinite(values[name][0]) else None for name in NAMES}
     for name in NAMES:
         if result[name] is None:
             intervals[name] = None

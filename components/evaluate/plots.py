@@ -38,7 +38,9 @@ def curves(labels: np.ndarray, p: np.ndarray, threshold: float, scores: dict[str
         ylim=(min(0.45, precision.min()), 1.02),
     )
 
-    counts = np.array([[(~said & ~labels).sum(), (said & ~labels).sum()], [(~said & labels).sum(), (said & labels).sum()]])
+    counts = np.array(
+        [[(~said & ~labels).sum(), (said & ~labels).sum()], [(~said & labels).sum(), (said & labels).sum()]]
+    )
     axes[1, 0].imshow(counts / counts.sum(1, keepdims=True), cmap="Blues", vmin=0, vmax=1)
     for i in range(2):
         for j in range(2):
@@ -57,7 +59,9 @@ def curves(labels: np.ndarray, p: np.ndarray, threshold: float, scores: dict[str
     which = np.clip(np.digitize(p, edges) - 1, 0, 9)
     filled = [b for b in range(10) if (which == b).any()]
     axes[1, 1].plot([0, 1], [0, 1], "--", color=_GREY, linewidth=1)
-    axes[1, 1].plot([p[which == b].mean() for b in filled], [labels[which == b].mean() for b in filled], "o-", color=_AI)
+    axes[1, 1].plot(
+        [p[which == b].mean() for b in filled], [labels[which == b].mean() for b in filled], "o-", color=_AI
+    )
     axes[1, 1].bar(
         edges[:-1] + 0.05,
         [(which == b).mean() for b in range(10)],
@@ -67,7 +71,9 @@ def curves(labels: np.ndarray, p: np.ndarray, threshold: float, scores: dict[str
         label="share of images",
     )
     axes[1, 1].set(
-        title=f"Reliability, calibration error {scores['ece']:.4f}", xlabel="probability of ai", ylabel="share that is ai"
+        title=f"Reliability, calibration error {scores['ece']:.4f}",
+        xlabel="probability of ai",
+        ylabel="share that is ai",
     )
     axes[1, 1].legend(loc="upper left")
     figure.savefig(path, dpi=100)

@@ -134,9 +134,7 @@ def _items(entry: catalogue.Entry, source: Source, settings: Ingest) -> Iterator
         if label is None:
             unknown[str(Path(path).parent)] += 1
         elif not unknown:
-            yield Item(
-                data, path, label, entry.generator_of(path) if label == "ai" else None, entry.split(path)
-            )
+            yield Item(data, path, label, entry.generator_of(path) if label == "ai" else None, entry.split(path))
     if unknown:
         shown = ", ".join(f"{folder} ({n} files)" for folder, n in unknown.most_common(5))
         rules = "; ".join(
@@ -191,7 +189,10 @@ def _store(name: str, items: Iterator[Item], settings: Ingest, data: Path) -> Ou
                 if "reason" in row:
                     refused.append(row)
                     if len(refused) <= 20:
-                        print(f"{row['origin']}: {row['reason']}; moved to {folder / shards.REJECTED}", flush=True)
+                        print(
+                            f"{row['origin']}: {row['reason']}; moved to {folder / shards.REJECTED}",
+                            flush=True,
+                        )
                     continue
                 identity.update(f"{row['sha256']} {row['label']}\n".encode())
                 yield row | {"source": name}
@@ -206,9 +207,7 @@ def _store(name: str, items: Iterator[Item], settings: Ingest, data: Path) -> Ou
         if refused:
             table = pa.concat_tables(
                 [
-                    pa.Table.from_pandas(
-                        shards.rejected(data, name), shards.REJECTED_SCHEMA, preserve_index=False
-                    ),
+                    pa.Table.from_pandas(shards.rejected(data, name), shards.REJECTED_SCHEMA, preserve_index=False),
                     pa.Table.from_pylist(refused, shards.REJECTED_SCHEMA),
                 ]
             )

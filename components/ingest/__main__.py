@@ -28,8 +28,7 @@ def run() -> None:
             print(f"{name}: nothing new")
         else:
             print(
-                f"{name}: {outcome.added:,} images added, {outcome.known:,} already here, "
-                f"{outcome.rejected:,} rejected"
+                f"{name}: {outcome.added:,} images added, {outcome.known:,} already here, {outcome.rejected:,} rejected"
             )
 
 

@@ -33,9 +33,7 @@ def preprocess(
         StageError: a split lacks a class, the groups belong to other shards, or a shard is damaged.
     """
     files = shards.paths(data, sources)
-    rows = shards.manifest(files).merge(
-        pd.read_parquet(groups), on=["shard", "row"], how="left", validate="one_to_one"
-    )
+    rows = shards.manifest(files).merge(pd.read_parquet(groups), on=["shard", "row"], how="left", validate="one_to_one")
     if rows["group"].isna().any():
         raise StageError(f"{groups}: made from other shards; run validate again")
     rows["split"] = splits.assign(rows, settings)

@@ -19,9 +19,7 @@ def run() -> None:
     args = parser.parse_args()
 
     settings = params.load(args.params)
-    index = preprocess(
-        args.data, settings.ingest.sources, args.groups, settings.preprocess, args.out, args.index
-    )
+    index = preprocess(args.data, settings.ingest.sources, args.groups, settings.preprocess, args.out, args.index)
     for split in SPLITS:
         counts = index.loc[index["split"] == split, "label"].value_counts()
         print(f"{split}: {', '.join(f'{counts[label]:,} {label}' for label in ('ai', 'real'))}")

@@ -69,9 +69,7 @@ def train(name: str, model: Model, index_path: Path, arrays: Path, checkpoints: 
     return state
 
 
-def _fit(
-    name: str, model: Model, index: pd.DataFrame, arrays: Path, folder: Path, state: State, mlflow: Any
-) -> Any:
+def _fit(name: str, model: Model, index: pd.DataFrame, arrays: Path, folder: Path, state: State, mlflow: Any) -> Any:
     keras = networks.load_keras()
     from components.train.batches import Batches, Rows, shuffled
     from components.train.precision import use_precision
@@ -83,7 +81,10 @@ def _fit(
     steps = math.ceil(len(rows) / model.batch_size)
     network = networks.build(model.network, images.view_size(model.view), model.options)
     learner = _learner(network, model, steps)
-    print(f"{name}: {network.count_params():,} parameters, {len(rows):,} images, {steps} steps an epoch", flush=True)
+    print(
+        f"{name}: {network.count_params():,} parameters, {len(rows):,} images, {steps} steps an epoch",
+        flush=True,
+    )
     if state.epoch:
         learner.load_weights(folder / f"epoch-{state.epoch}.weights.h5")
 
@@ -143,9 +144,7 @@ def _learner(network: Any, model: Model, steps: int) -> Any:
     if model.shift:
         share = model.shift / images.view_size(model.view)
         augmentation.append(
-            keras.layers.RandomTranslation(
-                share, share, fill_mode="reflect", interpolation="nearest", seed=model.seed
-            )
+            keras.layers.RandomTranslation(share, share, fill_mode="reflect", interpolation="nearest", seed=model.seed)
         )
     learner = keras.Sequential([keras.Input(network.input_shape[1:]), *augmentation, network])
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=model.weight_decay)

@@ -1,0 +1,274 @@
+"""The command line. Each command is a convenience over the tools' own; what is heavy is imported when it is used."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from components.stage import StageError, describe, fail
+
+app = typer.Typer(
+    help="Keeps a detector of AI-generated images up to date.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(highlight=False)
+
+
+@app.command()
+def use(
+    preset: str,
+    force: Annotated[bool, typer.Option(help="replace a params.yaml that was changed by hand")] = False,
+) -> None:
+    """Write params.yaml from presets/."""
+    from flows import settings
+
+    print(settings.use(preset, force=force))
+
+
+@app.command()
+def params(schema: Annotated[bool, typer.Option(help="the JSON schema of all settings")] = False) -> None:
+    """The settings as they are read, defaults filled in."""
+    from components import params as settings
+
+    if schema:
+        print(json.dumps(settings.Params.model_json_schema(by_alias=True), indent=2))
+    else:
+        print(settings.load().model_dump_json(by_alias=True, indent=2))
+
+
+@app.command()
+def sources() -> None:
+    """The catalogue, and what of it is here."""
+    from components.ingest import catalogue, summary
+    from components.params import load
+
+    known = catalogue.load()
+    here = summary(Path("data")).set_index("source")
+    used = load().ingest.sources
+    table = Table("source", "title", "ai", "real", "used", "licence")
+    for name in [*known, *(n for n in [*here.index, *used] if n not in known)]:
+        entry = known.get(name, catalogue.Entry(title="your own"))
+        counts = [f"{here.loc[name].get(label, 0):,}" if name in here.index else "–" for label in ("ai", "real")]
+        table.add_row(name, entry.title, *counts, "yes" if name in used else "", entry.licence)
+    console.print(table)
+
+
+@app.command()
+def ingest(
+    name: str,
+    from_: Annotated[str | None, typer.Option("--from", help="a folder or an archive")] = None,
+) -> None:
+    """Bring a source's images in, and use it from now on."""
+    from flows import commands, settings
+
+    arguments = ["--from", str(Path(from_).expanduser().resolve())] if from_ else []
+    _command(commands.stage("ingest", name, *arguments))
+    said = settings.remember_source(name, arguments[1] if arguments else None)
+    if said:
+        print(said)
+    _command(commands.dvc("add", "--quiet", "data"))
+    if commands.remotes():
+        _command(commands.dvc("push", "data.dvc"))
+    print("data.dvc names this version of the data; commit it with git")
+
+
+@app.command()
+def run() -> None:
+    """The retraining flow, now."""
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    from components.params import load
+    from flows import locks
+
+    models = list(load().train.models)
+    with locks.only_run(Path("artifacts")):
+        from flows import retrain
+
+        state = retrain.retrain(return_state=True)
+    if not state.is_completed():
+        fail(state.message or "the flow failed")
+    print(f"\n{state.message}\n")
+    _after_run(models)
+
+
+@app.command()
+def check(
+    paths: list[Path],
+    csv: Annotated[Path | None, typer.Option(help="write a table here")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="write a list of objects here")] = None,
+    version: Annotated[str | None, typer.Option(help="another version than the champion")] = None,
+) -> None:
+    """Verdicts for files and folders."""
+    from components.params import load
+    from components.register.registry import CHAMPION, Registry
+    from components.serve import check as batch
+
+    files = batch.find(paths)
+    registry = Registry(load().register_.model)
+    champion = registry.alias(CHAMPION)
+    if version is None and champion is None:
+        raise StageError("there is no champion yet; `trueframe run` trains one")
+    detector = registry.load(version or champion.number)  # type: ignore[union-attr]
+    rows = list(batch.check(detector, files))
+    if csv:
+        batch.write_csv(rows, csv)
+    if json_:
+        batch.write_json(rows, json_)
+    if csv or json_:
+        tally = {v: sum(r["verdict"] == v for r in rows) for v in ("ai", "real", "uncertain")}
+        errors = sum(r["error"] is not None for r in rows)
+        print(f"{len(rows):,} files: {', '.join(f'{n:,} {v}' for v, n in tally.items())}, {errors:,} errors")
+        return
+    for row in rows:
+        if row["error"]:
+            print(f"{row['path']}: error: {row['error']}")
+        else:
+            notes = "".join(f"; {w}" for w in row["warnings"])
+            said = row["provenance"]
+            notes += f"; the file says: {json.dumps(said, ensure_ascii=False)}" if said else ""
+            print(f"{row['path']}: {row['verdict']} (probability of ai {row['probability']:.3f}){notes}")
+
+
+@app.command()
+def serve(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5001,
+    host: str = "127.0.0.1",
+    workers: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """`mlflow models serve` for the champion."""
+    from components.params import load
+    from components.register.registry import CHAMPION, Registry
+    from flows import serving
+
+    name = load().register_.model
+    champion = Registry(name).alias(CHAMPION)
+    if champion is None:
+        raise StageError("there is no champion yet; `trueframe run` trains one")
+    serving.serve(f"models:/{name}@{CHAMPION}", champion.number, host, port, workers)
+
+
+@app.command()
+def models() -> None:
+    """Versions, aliases, scores."""
+    from datetime import datetime
+
+    versions = _registry().versions()
+    if not versions:
+        raise StageError("no version is registered yet; `trueframe run` trains one")
+    table = Table("version", "aliases", "candidate", "balanced accuracy", "AUROC", "test images", "data", "registered")
+    for v in versions:
+        created = datetime.fromtimestamp(v.created / 1000).strftime("%Y-%m-%d %H:%M")
+        scores = [v.tags.get(k, "–") for k in ("balanced_accuracy", "auroc", "test_images")]
+        data = v.tags.get("data_md5", "–")[:8]
+        table.add_row(v.number, ", ".join(v.aliases), v.tags.get("candidate", "–"), *scores, data, created)
+    console.print(table)
+
+
+@app.command()
+def promote(version: str) -> None:
+    """Make a version the champion."""
+    registry = _registry()
+    registry.promote(version)
+    print(f"{registry.name} version {version} is the champion")
+
+
+@app.command()
+def rollback() -> None:
+    """Make the champion before this one the champion again."""
+    registry = _registry()
+    print(f"{registry.name} version {registry.rollback()} is the champion again")
+
+
+@app.command()
+def doctor() -> None:
+    """What works here and what doesn't."""
+    from flows import doctor as examination
+
+    healthy = True
+    table = Table("", "what", "finding")
+    for finding in examination.examine():
+        healthy &= finding.ok
+        table.add_row("[green]ok[/]" if finding.ok else "[red]no[/]", finding.what, finding.text)
+    console.print(table)
+    if not healthy:
+        raise SystemExit(1)
+
+
+def main() -> None:
+    """The entry point: from the project's folder, with one line for every failure that a person can act on."""
+    with _one_line():
+        os.chdir(_root())
+        app()
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except StageError as error:
+        fail(str(error))
+    except OSError as error:
+        if error.errno is None:
+            raise
+        fail(describe(error))
+
+
+def _root() -> Path:
+    """The folder with params.yaml and dvc.yaml at or above this one; this one if there is none."""
+    here = Path.cwd()
+    return next((p for p in (here, *here.parents) if (p / "dvc.yaml").exists()), here)
+
+
+def _registry() -> Any:
+    from components.params import load
+    from components.register.registry import Registry
+
+    return Registry(load().register_.model)
+
+
+def _command(command: list[str]) -> None:
+    from flows import commands
+
+    try:
+        commands.run(command, lambda line: None if line.startswith("error: ") else print(line, flush=True))
+    except commands.CommandFailed as error:
+        raise StageError(str(error)) from None
+
+
+def _after_run(models: list[str]) -> None:
+    """The scores, where the reports are, and what to do next."""
+    registration = json.loads(Path("artifacts/registration.json").read_text())
+    table = Table("candidate", "balanced accuracy", "95 % interval", "AUROC", "test images")
+    for model in models:
+        scores = json.loads((Path("artifacts/evaluation") / model / "metrics.json").read_text())
+        low, high = scores["intervals"]["balanced_accuracy"]
+        cells = [f"{scores['balanced_accuracy']:.4f}", f"{low:.4f} to {high:.4f}", f"{scores['auroc']:.4f}"]
+        table.add_row(model, *cells, f"{scores['n']:,}")
+    console.print(table)
+    for reason in registration["reasons"]:
+        print(reason)
+    name, champion = registration["model_name"], registration["aliases"]["champion"]
+    print(f"champion: {name} version {champion}" if champion else "champion: none")
+    reported = registration["candidate"] or models[0]
+    print(f"report:   {Path('artifacts/evaluation', reported, 'report.html').resolve().as_uri()}")
+    print(f"data:     {Path('artifacts/validation/data_docs/index.html').resolve().as_uri()}")
+    bin_ = Path(sys.executable).parent
+    shown = bin_.relative_to(Path.cwd()) if bin_.is_relative_to(Path.cwd()) else bin_
+    print(
+        f"next:     {shown}/trueframe check PICTURE\n"
+        f"          {shown}/trueframe serve\n"
+        f"          {shown}/mlflow ui --port 5000"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The stages' own commands, and DVC's, as subprocesses whose lines go where the caller wants them."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+FLOW_PID = "TRUEFRAME_FLOW_PID"
+
+
+class CommandFailed(Exception):
+    """A command ended with another code than 0; the message is what it said last."""
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, with the programs of this Python first, and word of who started it."""
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONUNBUFFERED": "1",
+        "GX_ANALYTICS_ENABLED": "False",
+        FLOW_PID: str(os.getpid()),
+    }
+
+
+def run(command: list[str], say: Callable[[str], None]) -> None:
+    """Run a command and pass its lines on as they come.
+
+    Raises:
+        CommandFailed: it failed.
+    """
+    process = subprocess.Popen(
+        command,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    last: deque[str] = deque(maxlen=20)
+
+    def follow(stream: object, remember: deque[str] | None) -> None:
+        for line in stream:  # type: ignore[attr-defined]
+            if line.strip():
+                say(line.rstrip())
+                if remember is not None:
+                    remember.append(line.strip())
+
+    errors = threading.Thread(target=follow, args=(process.stderr, last))
+    errors.start()
+    try:
+        follow(process.stdout, None)
+        errors.join()
+        code = process.wait()
+    except BaseException:
+        process.terminate()
+        raise
+    if code:
+        raise CommandFailed(_reason(list(last), command, code))
+
+
+def stage(name: str, *arguments: str) -> list[str]:
+    """The command of a stage that touches the world."""
+    return [sys.executable, "-m", f"components.{name}", *arguments]
+
+
+def dvc(*arguments: str) -> list[str]:
+    """A DVC command."""
+    return [sys.executable, "-m", "dvc", *arguments]
+
+
+def stale() -> bool:
+    """Whether any stage has to run, by DVC's reckoning."""
+    answer = subprocess.run(dvc("status", "--json"), env=environment(), capture_output=True, text=True)
+    try:
+        return bool(json.loads(answer.stdout))
+    except ValueError:
+        return True
+
+
+def remotes() -> bool:
+    """Whether a DVC remote is configured."""
+    answer = subprocess.run(dvc("remote", "list"), env=environment(), capture_output=True, text=True)
+    return bool(answer.stdout.strip())
+
+
+def _reason(lines: list[str], command: list[str], code: int) -> str:
+    """The stage's own error line where there is one; DVC's otherwise."""
+    for line in lines:
+        if line.startswith("error: "):
+            return line.removeprefix("error: ")
+    for line in reversed(lines):
+        if line.startswith("ERROR: "):
+            return line.removeprefix("ERROR: ")
+    return lines[-1] if lines else f"{' '.join(command[1:])} ended with code {code}"

@@ -1,0 +1,126 @@
+"""The retraining flow: images in, a judged and registered model out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from components import params
+from flows import commands
+
+SOLO = ("validate", "preprocess")
+EACH = ("train", "evaluate")
+UNCHANGED = "nothing changed: no stage had to run"
+
+
+def stages(models: list[str]) -> list[str]:
+    """DVC's names of the pure stages, in the order in which they run."""
+    return [*SOLO, *(f"{stage}@{model}" for model in models for stage in EACH)]
+
+
+@task(task_run_name="ingest", cache_policy=NO_CACHE)
+def ingest() -> State[Any]:
+    """Bring in what is new in the sources."""
+    return _run(commands.stage("ingest"))
+
+
+@task(task_run_name="version", cache_policy=NO_CACHE)
+def version() -> State[Any]:
+    """Give the data its version: `data.dvc`."""
+    return _run(commands.dvc("add", "--quiet", "data"))
+
+
+@task(task_run_name="push", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 30])
+def push() -> State[Any]:
+    """Send the data to the remote, where one is configured."""
+    if not commands.remotes():
+        return Completed(message="no remote is configured")
+    return _run(commands.dvc("push", "data.dvc"))
+
+
+@task(task_run_name="{name}", cache_policy=NO_CACHE)
+def reproduce(name: str, stale: bool) -> State[Any]:
+    """Run a pure stage, if DVC finds it stale."""
+    if not stale:
+        return Completed(message="up to date")
+    return _run(commands.dvc("repro", "--single-item", name))
+
+
+@task(task_run_name="register", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
+def register() -> State[Any]:
+    """Put the best candidate into the registry."""
+    return _run(commands.stage("register"))
+
+
+@task(task_run_name="publish", cache_policy=NO_CACHE)
+def publish(models: list[str]) -> None:
+    """Show what came out in the Prefect UI."""
+    create_markdown_artifact(summary(models), key="retraining", description="What was trained and decided")
+    docs = Path("artifacts/validation/data_docs/index.html")
+    create_link_artifact(docs.resolve().as_uri(), key="data-docs", link_text="Great Expectations Data Docs")
+
+
+@flow(name="retrain", persist_result=False)
+def retrain() -> State[Any]:
+    """Ingest, version, validate, preprocess, train, evaluate, register."""
+    models = list(params.load().train.models)
+    for step in (ingest, version, push):
+        state = step(return_state=True)
+        if not state.is_completed():
+            return Failed(message=state.message)
+    stale = commands.stale()
+    for name in stages(models):
+        state = reproduce(name, stale, return_state=True)
+        if not state.is_completed():
+            return Failed(message=state.message)
+    state = register(return_state=True)
+    if not state.is_completed():
+        return Failed(message=state.message)
+    publish(models)
+    return Completed(message="retrained" if stale else UNCHANGED)
+
+
+def summary(models: list[str]) -> str:
+    """What was trained, the scores, the decision, and where to look, in Markdown."""
+    registration = json.loads(Path("artifacts/registration.json").read_text())
+    report = json.loads(Path("artifacts/validation/report.json").read_text())
+    lines = [
+        f"**{registration['decision']}**: {registration['model_name']} version {registration['version']} "
+        f"(`{registration['candidate']}`)"
+        if registration["version"]
+        else "**Nothing was registered.**",
+        "",
+        *(f"- {reason}" for reason in registration["reasons"]),
+        "",
+        f"Data: {report['n_images']:,} images from {', '.join(report['by_source'])}.",
+        *(f"- {p['severity']}: {p['message']}" for p in report["problems"]),
+        "",
+        "| candidate | balanced accuracy | 95 % interval | AUROC | test images | report |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in models:
+        folder = Path("artifacts/evaluation") / model
+        scores = json.loads((folder / "metrics.json").read_text())
+        low, high = scores["intervals"]["balanced_accuracy"]
+        lines.append(
+            f"| {model} | {scores['balanced_accuracy']:.4f} | {low:.4f} to {high:.4f} | {scores['auroc']:.4f} "
+            f"| {scores['n']:,} | [report]({(folder / 'report.html').resolve().as_uri()}) |"
+        )
+    return "\n".join(lines)
+
+
+def _run(command: list[str]) -> State[Any]:
+    try:
+        commands.run(command, get_run_logger().info)
+    except commands.CommandFailed as error:
+        return Failed(message=str(error))
+    return Completed(message="done")
+
+
+if __name__ == "__main__":
+    retrain()
