@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 FLOW_PID = "TRUEFRAME_FLOW_PID"
+# TensorFlow's libraries report on their own workings in this form, whatever the log level.
+_ABSL = re.compile(r"^([IWE]\d{4} \d\d:\d\d:|WARNING: All log messages before absl)")
 
 
 class CommandFailed(Exception):
@@ -45,7 +48,7 @@ def run(command: list[str], say: Callable[[str], None]) -> None:
 
     def follow(stream: object, remember: deque[str] | None) -> None:
         for line in stream:  # type: ignore[attr-defined]
-            if line.strip():
+            if line.strip() and not _ABSL.match(line):
                 say(line.rstrip())
                 if remember is not None:
                     remember.append(line.strip())

@@ -48,7 +48,7 @@ def reproduce(name: str, stale: bool) -> State[Any]:
     """Run a pure stage, if DVC finds it stale."""
     if not stale:
         return Completed(message="up to date")
-    return _run(commands.dvc("repro", "--single-item", name))
+    return _run(commands.dvc("repro", "--quiet", "--single-item", name))
 
 
 @task(task_run_name="register", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)

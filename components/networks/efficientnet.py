@@ -40,7 +40,7 @@ def _backbone(variant: str, inputs: Any, weights: str) -> Any:
         return builder(include_top=False, weights=source, input_tensor=inputs, pooling="avg")
 
     if weights == "none":
-        return build(None)
+        return _from_scratch(build(None))
     if weights in ("imagenet", "auto"):
         try:
             return build("imagenet")
@@ -50,8 +50,8 @@ def _backbone(variant: str, inputs: Any, weights: str) -> Any:
                     f"the ImageNet weights of {variant} can't be fetched ({error}); "
                     "set weights to none, or to the path of a file"
                 ) from None
-            print(f"ImageNet weights of {variant} can't be fetched here; training from scratch", flush=True)
-            return build(None)
+            print(f"the ImageNet weights of {variant} can't be fetched here; training from scratch", flush=True)
+            return _from_scratch(build(None))
     if not Path(weights).is_file():
         raise StageError(f"{weights}: no such weights file; weights is imagenet, none, auto or a path")
     backbone = build(None)
@@ -59,4 +59,12 @@ def _backbone(variant: str, inputs: Any, weights: str) -> Any:
         backbone.load_weights(weights)
     except (ValueError, OSError) as error:
         raise StageError(f"{weights}: not the weights of {variant}: {str(error).splitlines()[0]}") from None
+    return backbone
+
+
+def _from_scratch(backbone: Any) -> Any:
+    """Keras' momentum of 0.99 is made for ImageNet; over few steps the averages would lag far behind."""
+    for layer in backbone.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.9
     return backbone
