@@ -181,5 +181,5 @@ def _allowed(path: list[str]) -> list[str]:
 
 
 def _resolve_map(node: dict[str, Any]) -> dict[str, Any]:
-    values = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), {})
+    values: Any = node.get("additionalProperties") or next(iter(node.get("patternProperties", {}).values()), {})
     return values if isinstance(values, dict) else {}

@@ -1,9 +1,12 @@
 """MLflow: where it is, and the tags by which a model can be traced back to its data."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import subprocess
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ def connect() -> Any:
 
     uri = mlflow.get_tracking_uri()
     try:
+        _reach(uri)
         if uri.startswith("sqlite:///"):
             with Path(uri.removeprefix("sqlite:///") + ".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -44,6 +48,13 @@ def connect() -> Any:
             f"the MLflow store {uri} can't be used ({reason}); start it, or correct MLFLOW_TRACKING_URI"
         ) from None
     return mlflow
+
+
+def _reach(uri: str) -> None:
+    """Ask a server for its health once; MLflow's own client would go on asking for minutes."""
+    if uri.startswith(("http://", "https://")):
+        with contextlib.suppress(urllib.error.HTTPError):  # it answers, if only to refuse
+            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
 
 
 def active(mlflow: Any, run_id: str | None) -> str | None:

@@ -21,6 +21,8 @@ app = typer.Typer(
     add_completion=False,
 )
 console = Console(highlight=False)
+START = Path.cwd()
+"""Where the command was given: paths are relative to it, while the work is done in the project's folder."""
 
 
 @app.command()
@@ -70,7 +72,7 @@ def ingest(
     """Bring a source's images in, and use it from now on."""
     from flows import commands, settings
 
-    arguments = ["--from", str(Path(from_).expanduser().resolve())] if from_ else []
+    arguments = ["--from", str((START / Path(from_).expanduser()).resolve())] if from_ else []
     _command(commands.stage("ingest", name, *arguments))
     said = settings.remember_source(name, arguments[1] if arguments else None)
     if said:
@@ -87,13 +89,11 @@ def run() -> None:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     from components.params import load
-    from flows import locks
 
     models = list(load().train.models)
-    with locks.only_run(Path("artifacts")):
-        from flows import retrain
+    from flows import retrain
 
-        state = retrain.retrain(return_state=True)
+    state = retrain.retrain(return_state=True)
     if not state.is_completed():
         fail(state.message or "the flow failed")
     print(f"\n{state.message}\n")
@@ -112,17 +112,18 @@ def check(
     from components.register.registry import CHAMPION, Registry
     from components.serve import check as batch
 
-    files = batch.find(paths)
+    files = batch.find([_from_start(path) for path in paths])
     registry = Registry(load().register_.model)
-    champion = registry.alias(CHAMPION)
-    if version is None and champion is None:
-        raise StageError("there is no champion yet; `trueframe run` trains one")
-    detector = registry.load(version or champion.number)  # type: ignore[union-attr]
-    rows = list(batch.check(detector, files))
+    if version is None:
+        champion = registry.alias(CHAMPION)
+        if champion is None:
+            raise StageError("there is no champion yet; `trueframe run` trains one")
+        version = champion.number
+    rows = list(batch.check(registry.load(version), files))
     if csv:
-        batch.write_csv(rows, csv)
+        batch.write_csv(rows, _from_start(csv))
     if json_:
-        batch.write_json(rows, json_)
+        batch.write_json(rows, _from_start(json_))
     if csv or json_:
         tally = {v: sum(r["verdict"] == v for r in rows) for v in ("ai", "real", "uncertain")}
         errors = sum(r["error"] is not None for r in rows)
@@ -226,6 +227,10 @@ def _root() -> Path:
     """The folder with params.yaml and dvc.yaml at or above this one; this one if there is none."""
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p / "dvc.yaml").exists()), here)
+
+
+def _from_start(path: Path) -> Path:
+    return path if Path.cwd() == START else START / path
 
 
 def _registry() -> Any:

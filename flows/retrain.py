@@ -11,7 +11,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from components import params
-from flows import commands
+from components.stage import StageError
+from flows import commands, locks
 
 SOLO = ("validate", "preprocess")
 EACH = ("train", "evaluate")
@@ -68,7 +69,15 @@ def publish(models: list[str]) -> None:
 @flow(name="retrain", persist_result=False)
 def retrain() -> State[Any]:
     """Ingest, version, validate, preprocess, train, evaluate, register."""
-    models = list(params.load().train.models)
+    try:
+        models = list(params.load().train.models)
+        with locks.only_run(Path("artifacts")):
+            return _steps(models)
+    except StageError as error:
+        return Failed(message=str(error))
+
+
+def _steps(models: list[str]) -> State[Any]:
     for step in (ingest, version, push):
         state = step(return_state=True)
         if not state.is_completed():

@@ -30,7 +30,8 @@ def run() -> None:
     low, high = result["intervals"]["balanced_accuracy"]
     print(
         f"{args.model}: balanced accuracy {result['balanced_accuracy']:.4f} ({low:.4f} to {high:.4f}), "
-        f"AUROC {result['auroc']:.4f}, on {result['n']:,} test images; report: {(out / 'report.html').resolve().as_uri()}"
+        f"AUROC {result['auroc']:.4f}, on {result['n']:,} test images; "
+        f"report: {(out / 'report.html').resolve().as_uri()}"
     )
 
 

@@ -53,10 +53,10 @@ def _temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _threshold(p: np.ndarray, labels: np.ndarray) -> float:
-    """The highest balanced accuracy; in the middle of all cuts that are within its noise.
+    """The cut with the best balanced accuracy, within its noise.
 
-    The single best cut follows chance in a small validation set. All cuts within half a standard error of it are
-    as good, and their middle moves less.
+    The single best cut follows chance in a small validation set. All cuts within a standard error of it are as good;
+    of these it is the one nearest to the share of `ai`, where the best one lies if the calibration is perfect.
     """
     order = np.argsort(p)
     p, y = p[order], labels[order]
@@ -65,11 +65,9 @@ def _threshold(p: np.ndarray, labels: np.ndarray) -> float:
     passed = np.concatenate([[0], np.cumsum(~y)]) / max(1, (~y).sum())
     balanced = (1 - missed + passed) / 2
     best = balanced.max()
-    error = 0.5 * np.sqrt(best * (1 - best) / len(p))
-    good = cuts[balanced >= best - error]
-    middle = (good.min() + good.max()) / 2
-    # Between two scores, so that rounding moves no image across.
-    return float(cuts[np.argmin(np.abs(cuts - middle))])
+    good = cuts[balanced >= best - np.sqrt(best * (1 - best) / len(p))]
+    # Cuts lie between two scores, so that rounding moves no image across.
+    return float(good[np.argmin(np.abs(good - labels.mean()))])
 
 
 def _band(

@@ -83,7 +83,7 @@ def curves(labels: np.ndarray, p: np.ndarray, threshold: float, scores: dict[str
 def scores_by_label(labels: np.ndarray, p: np.ndarray, decision: Any, path: Path) -> None:
     """Histograms of the probability for both labels, with the threshold and the uncertain band."""
     figure, axis = plt.subplots(figsize=(10, 3), layout="constrained")
-    bins = np.linspace(0, 1, 51)
+    bins = [i / 50 for i in range(51)]
     axis.hist(p[~labels], bins, color=_REAL, alpha=0.6, label="real")
     axis.hist(p[labels], bins, color=_AI, alpha=0.6, label="ai")
     axis.axvspan(decision.low, decision.high, color=_GREY, alpha=0.25, label="uncertain")

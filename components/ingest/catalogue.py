@@ -1,8 +1,9 @@
 """The catalogue of data sets: how a path in one gives the label, the split and the generator away."""
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -56,7 +57,7 @@ def load() -> dict[str, Entry]:
     return {name: Entry.model_validate(entry) for name, entry in raw.items()}
 
 
-def _match(rules: dict, path: str) -> str | None:  # type: ignore[type-arg]
+def _match(rules: Mapping[Any, list[Rule]], path: str) -> str | None:
     folders = [part.lower() for part in PurePosixPath(path).parent.parts]
     for end in range(len(folders), 0, -1):
         for value, alternatives in rules.items():

@@ -111,7 +111,7 @@ class Detector:
         )
 
     def _row(self, **known: Any) -> dict[str, Any]:
-        empty = {
+        empty: dict[str, Any] = {
             "label": None,
             "probability": None,
             "verdict": None,

@@ -214,8 +214,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _log_data(mlflow: Any, index: pd.DataFrame) -> None:
-    counts = index.groupby(["split", "label"]).size()
-    mlflow.log_params({f"images.{split}.{label}": int(n) for (split, label), n in counts.items()})
+    counts = (index["split"] + "." + index["label"]).value_counts()
+    mlflow.log_params({f"images.{name}": int(n) for name, n in counts.items()})
     columns = index[["sha256", "label", "source", "split"]]
     digest = hashlib.sha256(pd.util.hash_pandas_object(columns, index=False).to_numpy().tobytes()).hexdigest()
     mlflow.log_input(

@@ -1,5 +1,6 @@
 """Rows of memory-mapped arrays as training batches."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Batches(keras.utils.PyDataset):
         self._rows, self._size, self._order = rows, batch_size, order
 
     def __len__(self) -> int:
-        return -(-len(self._order) // self._size)
+        return math.ceil(len(self._order) / self._size)
 
     def __getitem__(self, position: int) -> tuple[Any, Any]:
         which = self._order[position * self._size : (position + 1) * self._size]

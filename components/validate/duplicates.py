@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +75,8 @@ def near_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
         int64, shape (m, 2): positions, the smaller first, each pair once.
     """
     found = [np.empty((0, 2), np.int64)]
-    bounds = np.linspace(0, 64, distance + 2).astype(int) if distance else []
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True) if distance else ():
+    bounds = np.linspace(0, 64, distance + 2).astype(int)
+    for low, high in pairwise(bounds) if distance else ():
         part = (hashes >> np.uint64(low)) & np.uint64(2 ** int(high - low) - 1)
         order = np.argsort(part, kind="stable")
         for left, right in _pairs_of_runs(part[order]):
