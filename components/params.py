@@ -18,6 +18,9 @@ View = Annotated[
 """How an image becomes a square array: `64` resizes it to 64 px, `crop-64` cuts the central 64 px out of it."""
 
 
+Metric = Literal["balanced_accuracy", "accuracy", "auroc", "f1", "average_precision"]
+
+
 class Section(BaseModel):
     """A part of the settings; unknown keys are errors."""
 
@@ -107,8 +110,8 @@ class Register(Section):
     """What a version must reach."""
 
     model: str = "trueframe"
-    metric: Literal["balanced_accuracy", "accuracy", "auroc", "f1", "average_precision"] = "balanced_accuracy"
-    min_scores: dict[str, Share] = {"balanced_accuracy": 0.55}
+    metric: Metric = "balanced_accuracy"
+    min_scores: dict[Metric, Share] = {"balanced_accuracy": 0.55}
     min_gain: float = Field(0.0, ge=0, description="by how much a candidate must beat the champion")
 
 
@@ -143,7 +146,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
             and what is allowed there.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(path.read_bytes())
     except FileNotFoundError:
         raise StageError(f"{path}: not here; `trueframe use sample` writes one") from None
     except yaml.YAMLError as error:
@@ -164,7 +167,9 @@ def _explain(error: Any, raw: Any) -> str:
         return f"unknown key {name} ({hint}allowed: {', '.join(allowed)})"
     if error["type"] == "missing":
         return f"{name} is missing"
-    if error["type"] in ("value_error", "model_type") and not path:
+    if error["type"] == "model_type":
+        return f"{name} is {error['input']!r}, not a section; it has the keys {', '.join(_allowed(path))}"
+    if error["type"] == "value_error" and not path:
         return error["msg"].removeprefix("Value error, ")
     return f"{name} is {error['input']!r}: {error['msg'].lower()}"
 

@@ -54,7 +54,7 @@ class Scorer:
         keras = networks.load_keras()
         if self._maps is None:
             pooling = [x for x in self.model.layers if isinstance(x, keras.layers.GlobalAveragePooling2D)][-1]
-            self._maps = keras.Model(self.model.inputs, pooling.input)
+            self._maps = keras.Model(self.model.input, pooling.input)
         features = keras.ops.convert_to_numpy(self._maps(pixels[None].astype(np.float32)))[0]
         weights = keras.ops.convert_to_numpy(self.model.get_layer("logit").kernel)[:, 0]
         return np.asarray(features @ weights, np.float32)

@@ -1,12 +1,15 @@
 """Is the candidate better than the champion, on the same images?"""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 
-def best(candidates: dict[str, dict[str, Any]], metric: str, minimum: dict[str, float]) -> tuple[str | None, list[str]]:
+def best(
+    candidates: dict[str, dict[str, Any]], metric: str, minimum: Mapping[Any, float]
+) -> tuple[str | None, list[str]]:
     """The best candidate that reaches all minimum scores.
 
     Args:
@@ -19,7 +22,7 @@ def best(candidates: dict[str, dict[str, Any]], metric: str, minimum: dict[str, 
     """
     reasons, good = [], []
     for name, scores in candidates.items():
-        low = [f"{m} {scores[m]:.4f} is below {limit}" for m, limit in minimum.items() if (scores[m] or 0) < limit]
+        low = [f"{m} {_shown(scores[m])} is below {limit}" for m, limit in minimum.items() if (scores[m] or 0) < limit]
         if low:
             reasons.append(f"{name}: {', '.join(low)} (register.min_scores)")
         else:
@@ -31,6 +34,10 @@ def best(candidates: dict[str, dict[str, Any]], metric: str, minimum: dict[str, 
         what = "best candidate" if name == winner else "not the best"
         reasons.append(f"{name}: {what}, {metric} {candidates[name][metric]:.4f}")
     return winner, reasons
+
+
+def _shown(value: float | None) -> str:
+    return "(undefined)" if value is None else f"{value:.4f}"
 
 
 def score(metric: str, labels: pd.Series, probabilities: pd.Series, threshold: float) -> float:

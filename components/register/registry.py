@@ -122,14 +122,21 @@ class Registry:
             ) from None
 
     def _aliases(self) -> dict[str, str]:
-        try:
-            return {a: str(v) for a, v in self.client.get_registered_model(self.name).aliases.items()}
-        except self.mlflow.exceptions.MlflowException:
-            return {}
+        model = self._registered()
+        return {alias: str(number) for alias, number in model.aliases.items()} if model else {}
 
     def _history(self) -> list[str]:
-        tags = self.client.get_registered_model(self.name).tags
-        return [str(v) for v in json.loads(tags.get(_HISTORY, "[]"))]
+        model = self._registered()
+        return [str(number) for number in json.loads(model.tags.get(_HISTORY, "[]"))] if model else []
+
+    def _registered(self) -> Any:
+        """The registered model, or None before the first version."""
+        try:
+            return self.client.get_registered_model(self.name)
+        except self.mlflow.exceptions.MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
 
     def _remember(self, history: list[str]) -> None:
         self.client.set_registered_model_tag(self.name, _HISTORY, json.dumps(history))

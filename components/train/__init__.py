@@ -80,7 +80,7 @@ def _fit(name: str, model: Model, index: pd.DataFrame, arrays: Path, folder: Pat
     held = Rows(index[index["split"] == "validation"], arrays, model.view)
     steps = math.ceil(len(rows) / model.batch_size)
     network = networks.build(model.network, images.view_size(model.view), model.options)
-    learner = _learner(network, model, steps)
+    learner = compiled(network, model, steps)
     print(
         f"{name}: {network.count_params():,} parameters, {len(rows):,} images, {steps} steps an epoch",
         flush=True,
@@ -126,8 +126,8 @@ def _fit(name: str, model: Model, index: pd.DataFrame, arrays: Path, folder: Pat
     return network
 
 
-def _learner(network: Any, model: Model, steps: int) -> Any:
-    """The network behind its augmentation, compiled."""
+def compiled(network: Any, model: Model, steps: int) -> Any:
+    """The network behind its augmentation, ready to fit: AdamW with warm-up and cosine decay."""
     import keras
 
     total = steps * model.epochs

@@ -1,0 +1,79 @@
+"""Every network: built, trained for a step, saved, reloaded, and giving the same output."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components import networks
+from components.networks.inference import Scorer
+from components.stage import StageError
+
+TINY = {
+    "cnn": (16, {"width": 4}),
+    "efficientnet": (32, {"variant": "B0", "weights": "none"}),
+}
+
+
+@pytest.mark.parametrize("name", networks.names())
+def test_build_train_save_reload(name: str, tmp_path: Path) -> None:
+    side, options = TINY[name]
+    network = networks.build(name, side, options)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (8, side, side, 3)).astype(np.uint8)
+    before = network.predict(pixels, verbose=0)
+    assert before.shape == (8, 1)
+    assert before.dtype == np.float32
+    network.compile("adam", "binary_focal_crossentropy")
+    network.train_on_batch(pixels, np.arange(8)[:, None] % 2)
+    after = network.predict(pixels, verbose=0)
+    assert not np.allclose(before, after)
+
+    network.save(tmp_path / "network.keras")
+    scorer = Scorer(tmp_path / "network.keras")
+    # Other batch sizes choose other kernels; float32 sums differ in the last digits.
+    np.testing.assert_allclose(scorer.logits(pixels), after[:, 0], rtol=1e-4, atol=1e-5)
+    one_by_one = [scorer.logits(pixels[i : i + 1])[0] for i in range(8)]
+    np.testing.assert_allclose(one_by_one, after[:, 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", networks.names())
+def test_the_activation_map_adds_up_to_the_logit(name: str, tmp_path: Path) -> None:
+    side, options = TINY[name]
+    networks.build(name, side, options).save(tmp_path / "network.keras")
+    scorer = Scorer(tmp_path / "network.keras")
+    pixels = np.random.default_rng(1).integers(0, 256, (side, side, 3)).astype(np.uint8)
+    bias = float(np.asarray(scorer.model.get_layer("logit").bias)[0])
+    assert scorer.activation_map(pixels).mean() + bias == pytest.approx(scorer.logits(pixels[None])[0], abs=1e-4)
+
+
+def test_the_default_cnn_has_288_thousand_parameters() -> None:
+    assert networks.build("cnn", 32, {}).count_params() == 288_481
+
+
+def test_efficientnet_is_keras_own() -> None:
+    # Keras' B0 without its top has 4,049,571 parameters; the dense unit adds 1,281.
+    assert networks.build("efficientnet", 32, {"weights": "none"}).count_params() == 4_049_571 + 1_281
+
+
+def test_wrong_names_say_what_there_is() -> None:
+    with pytest.raises(StageError, match=r"'resnet'.*cnn, efficientnet"):
+        networks.build("resnet", 32, {})
+    with pytest.raises(StageError, match=r"no option 'widht'.*width"):
+        networks.build("cnn", 32, {"widht": 3})
+    with pytest.raises(StageError, match=r"no variant 'B99'"):
+        networks.build("efficientnet", 32, {"variant": "B99"})
+    with pytest.raises(StageError, match=r"nowhere\.h5: no such weights file"):
+        networks.build("efficientnet", 32, {"weights": "nowhere.h5"})
+
+
+def test_a_weights_file_is_taken_over(tmp_path: Path) -> None:
+    import keras
+
+    source = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
+    source.save_weights(tmp_path / "b0.weights.h5")
+    network = networks.build("efficientnet", 32, {"weights": str(tmp_path / "b0.weights.h5")})
+    np.testing.assert_array_equal(network.get_layer("stem_conv").kernel, source.get_layer("stem_conv").kernel)
+    (tmp_path / "other.weights.h5").write_bytes(b"nothing")
+    with pytest.raises(StageError, match="not the weights of B0"):
+        networks.build("efficientnet", 32, {"weights": str(tmp_path / "other.weights.h5")})

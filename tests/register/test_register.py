@@ -1,0 +1,166 @@
+"""The gate and the registry, on a real MLflow store."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from components import networks
+from components.params import Register
+from components.register import Inputs, gate, register
+from components.register.registry import Registry
+from components.stage import StageError
+
+SETTINGS = Register(min_scores={"balanced_accuracy": 0.6})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One database for the module; a new one takes seconds."""
+    import mlflow
+
+    folder = tmp_path_factory.mktemp("store")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    yield
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Inputs:
+    return Inputs(tmp_path / "models", tmp_path / "evaluation", tmp_path / "index.parquet", tmp_path / "data")
+
+
+def candidate(inputs: Inputs, name: str, accuracy: float, seed: int) -> None:
+    """A network with test predictions of which a given share is right."""
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    (inputs.models / name).mkdir(parents=True)
+    (inputs.evaluations / name).mkdir(parents=True)
+    networks.build("cnn", 16, {"width": 4, "blocks": 1}).save(inputs.models / name / "network.keras")
+    (inputs.models / name / "training.json").write_text(json.dumps({"run_id": "0" * 32}))
+    decision = {"temperature": 1.0, "threshold": 0.5, "low": 0.5, "high": 0.5, "view": "16"}
+    (inputs.evaluations / name / "decision.json").write_text(json.dumps(decision))
+    labels = np.arange(200) % 2 == 0
+    right = np.arange(200) < round(200 * accuracy)
+    rows = pd.DataFrame(
+        {
+            "sha256": [f"{i:064d}" for i in range(200)],
+            "label": np.where(labels, "ai", "real"),
+            "probability": np.where(labels == right, 0.9, 0.1),
+            "split": "test",
+        }
+    )
+    rows.to_parquet(inputs.evaluations / name / "predictions.parquet")
+    scores = {"balanced_accuracy": accuracy, "accuracy": accuracy, "auroc": accuracy, "n": 200}
+    scores["intervals"] = {"balanced_accuracy": [accuracy - 0.03, accuracy + 0.03]}
+    (inputs.evaluations / name / "metrics.json").write_text(json.dumps(scores))
+
+
+def run(inputs: Inputs, *names: str, model: str) -> dict:
+    """Register, and put the predictions where the evaluation would have logged them."""
+    settings = SETTINGS.model_copy(update={"model": model})
+    result = register(list(names), settings, inputs, inputs.models / "registration.json")
+    if result["version"]:
+        registry = Registry(model)
+        version = next(v for v in registry.versions() if v.number == result["version"])
+        predictions = inputs.evaluations / result["candidate"] / "predictions.parquet"
+        registry.client.log_artifact(version.run_id, str(predictions), "evaluation")
+    assert json.loads((inputs.models / "registration.json").read_text()) == result
+    return result
+
+
+def test_champion_challenger_and_nothing_twice(inputs: Inputs) -> None:
+    candidate(inputs, "a", 0.80, 1)
+    candidate(inputs, "b", 0.75, 2)
+    candidate(inputs, "c", 0.90, 3)
+    first = run(inputs, "a", "b", model="story")
+    assert (first["decision"], first["candidate"], first["version"]) == ("champion", "a", "1")
+    assert run(inputs, "a", "b", model="story")["version"] == "1"
+
+    worse = run(inputs, "b", model="story")
+    assert (worse["decision"], worse["version"]) == ("challenger", "2")
+    assert worse["aliases"] == {"champion": "1", "challenger": "2"}
+    assert "0.7500 against 0.8000 of version 1" in worse["reasons"][-1]
+
+    better = run(inputs, "a", "b", "c", model="story")
+    assert (better["decision"], better["version"]) == ("champion", "3")
+    assert better["aliases"]["champion"] == "3"
+
+    registry = Registry("story")
+    assert [v.number for v in registry.versions()] == ["3", "2", "1"]
+    assert registry.rollback() == "1"
+    # What was decided stays decided: a run that brings nothing new doesn't undo the rollback.
+    again = run(inputs, "a", "b", "c", model="story")
+    assert again["aliases"]["champion"] == "1"
+    assert len(registry.versions()) == 3
+
+
+def test_a_registration_that_was_killed_is_finished(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidate(inputs, "a", 0.80, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "promote", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(inputs, "a", model="killed")
+    assert [v.aliases for v in Registry("killed").versions()] == [[]]
+    finished = run(inputs, "a", model="killed")
+    assert (finished["decision"], finished["version"]) == ("champion", "1")
+    assert finished["aliases"]["champion"] == "1"
+
+
+def test_scores_below_the_minimum_register_nothing(inputs: Inputs) -> None:
+    candidate(inputs, "a", 0.55, 5)
+    result = run(inputs, "a", model="weak")
+    assert (result["decision"], result["version"]) == ("rejected", None)
+    assert "balanced_accuracy 0.5500 is below 0.6" in result["reasons"][0]
+    assert Registry("weak").versions() == []
+
+
+def test_the_version_loads_without_this_project_on_the_path(inputs: Inputs, tmp_path: Path) -> None:
+    candidate(inputs, "a", 0.80, 6)
+    run(inputs, "a", model="portable")
+    registry = Registry("portable")
+    detector = registry.load("1")
+    assert detector.version == "1"
+    assert detector.score([b"nothing"])[0]["error"]
+    folder = Path(registry.mlflow.artifacts.download_artifacts("models:/portable/1"))
+    assert (folder / "code/components/serve/detector.py").exists()
+    assert "tensorflow==" in (folder / "requirements.txt").read_text()
+    assert "http" not in (folder / "requirements.txt").read_text()
+
+
+def test_rollback_after_a_move_in_the_ui(inputs: Inputs) -> None:
+    for number, accuracy in enumerate((0.7, 0.8, 0.9)):
+        candidate(inputs, f"m{number}", accuracy, 10 + number)
+        run(inputs, f"m{number}", model="moved")
+    registry = Registry("moved")
+    registry.client.set_registered_model_alias("moved", "champion", "1")  # as the MLflow UI does
+    registry.promote("2")
+    assert registry.rollback() == "1"
+    assert registry.rollback() == "3"
+
+
+def test_what_cannot_be_done_says_why(inputs: Inputs) -> None:
+    with pytest.raises(StageError, match="no version 7; versions: none yet"):
+        Registry("absent").promote("7")
+    with pytest.raises(StageError, match="no earlier champion"):
+        Registry("absent").rollback()
+    with pytest.raises(StageError, match=r"metrics\.json: not here"):
+        run(inputs, "never-evaluated", model="absent")
+
+
+def test_the_gate_takes_the_best_of_those_that_pass() -> None:
+    scores = {
+        "sharp": {"balanced_accuracy": 0.9, "auroc": 0.6},
+        "sound": {"balanced_accuracy": 0.8, "auroc": 0.9},
+        "weak": {"balanced_accuracy": 0.7, "auroc": 0.8},
+        "unknown": {"balanced_accuracy": 0.99, "auroc": None},
+    }
+    winner, reasons = gate.best(scores, "balanced_accuracy", {"auroc": 0.75})
+    assert winner == "sound"
+    assert any(r.startswith("sharp: auroc 0.6000 is below 0.75") for r in reasons)
+    assert any(r.startswith("unknown:") for r in reasons)

@@ -1,0 +1,104 @@
+"""What callers get: each row by itself, in order, whatever the file."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from components import images, networks
+from components.serve.check import find
+from components.serve.detector import FIELDS, Detector
+from components.stage import StageError
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    folder = tmp_path_factory.mktemp("detector")
+    networks.build("cnn", 16, {"width": 4}).save(folder / "network.keras")
+    fitted = {"temperature": 1.0, "threshold": 0.5, "low": 0.4, "high": 0.6, "view": "16"}
+    (folder / "decision.json").write_text(json.dumps(fitted))
+    return Detector(folder / "network.keras", folder / "decision.json", "3")
+
+
+def picture(seed: int, kind: str = "PNG", size: tuple[int, int] = (40, 30), **options: object) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_bad_rows_fail_alone_and_the_order_stays(detector: Detector) -> None:
+    good = [picture(n) for n in range(600)]  # more than one block, decoded in threads
+    mixed: list[object] = list(good)
+    for place in (0, 255, 256, 599):
+        mixed[place] = b"broken"
+    answers = detector.score(mixed)
+    assert len(answers) == 600
+    assert [i for i, a in enumerate(answers) if a["error"]] == [0, 255, 256, 599]
+    alone = detector.score([good[300]])[0]
+    assert answers[300]["probability"] == pytest.approx(alone["probability"], abs=1e-5)
+    assert all(tuple(a) == FIELDS and a["model_version"] == "3" for a in answers)
+
+
+def test_base64_and_bytes_are_the_same(detector: Detector) -> None:
+    data = picture(1, "JPEG")
+    first, second = detector.score([data, base64.b64encode(data).decode()])
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("%%%", "not valid base64"),
+        (12, "no base64"),
+        (None, "no base64"),
+        (float("nan"), "no base64"),
+        ("", "empty file"),
+    ],
+)
+def test_what_is_no_image_says_why(detector: Detector, value: object, reason: str) -> None:
+    assert reason in detector.score([value])[0]["error"]
+
+
+def test_verdicts_follow_the_band(detector: Detector) -> None:
+    for answer in detector.score([picture(n) for n in range(50)]):
+        p = answer["probability"]
+        assert answer["verdict"] == ("ai" if p >= 0.6 else "real" if p < 0.4 else "uncertain")
+        assert answer["label"] == ("ai" if p >= 0.5 else "real")
+
+
+def test_serving_sees_what_training_saw(detector: Detector) -> None:
+    data = picture(5, "JPEG", (64, 48), quality=60)
+    pixels = images.render(images.decode(data), "16")
+    logit = float(detector._scorer.logits(pixels[None])[0])
+    assert detector.score([data])[0]["probability"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
+
+
+def test_what_the_file_says_of_itself(detector: Detector) -> None:
+    settings = PngInfo()
+    settings.add_text("parameters", "a cat, Steps: 20, Sampler: Euler")
+    exif = Image.Exif()
+    exif[271], exif[272] = "Canon", "EOS R5"
+    answers = detector.score([picture(1, pnginfo=settings), picture(1, "JPEG", exif=exif), picture(1)])
+    assert answers[0]["provenance"] == {"generator_settings": ["parameters"]}
+    assert answers[1]["provenance"] == {"camera": "Canon EOS R5"}
+    assert answers[2]["provenance"] == {}
+    # Beside the score, never in it: the same pixels have the same score.
+    assert answers[0]["probability"] == answers[2]["probability"]
+
+
+def test_find_takes_files_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("b/2.png", "b/1.JPG", "b/notes.txt", "a.dat"):
+        (tmp_path / name).write_bytes(b"x")
+    assert find([tmp_path / "a.dat", tmp_path / "b"]) == [tmp_path / n for n in ("a.dat", "b/1.JPG", "b/2.png")]
+    with pytest.raises(StageError, match="not found"):
+        find([tmp_path / "c"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StageError, match="no images"):
+        find([tmp_path / "empty"])

@@ -1,0 +1,116 @@
+"""The command line where it needs no trained model."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+TRUEFRAME = str(Path(sys.executable).parent / "trueframe")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    shutil.copy(ROOT / "presets/sample.yaml", tmp_path / "params.yaml")
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    return tmp_path
+
+
+def trueframe(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([TRUEFRAME, *arguments], cwd=folder, capture_output=True, text=True)
+
+
+def test_help_imports_nothing_heavy(folder: Path) -> None:
+    code = (
+        "import sys\nsys.argv = ['trueframe', '--help']\n"
+        "from flows.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'tensorflow', 'keras', 'great_expectations', 'prefect', 'mlflow', 'pandas', 'pyarrow', 'dvc'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+    for command in (
+        "use",
+        "params",
+        "sources",
+        "ingest",
+        "run",
+        "check",
+        "serve",
+        "models",
+        "promote",
+        "rollback",
+        "doctor",
+    ):
+        assert command in done.stdout
+
+
+def test_use_says_what_changes_and_keeps_a_changed_file(folder: Path) -> None:
+    done = trueframe(folder, "use", "cifake")
+    assert done.returncode == 0
+    assert "-    sample: {}" in done.stdout and "+    cifake: {}" in done.stdout
+    assert (folder / "params.yaml").read_text() == (folder / "presets/cifake.yaml").read_text()
+
+    changed = (folder / "params.yaml").read_text().replace("batch_size: 128", "batch_size: 64")
+    (folder / "params.yaml").write_text(changed)
+    done = trueframe(folder, "use", "art")
+    assert done.returncode == 1
+    assert "changed by hand" in done.stderr and "--force" in done.stderr
+    assert (folder / "params.yaml").read_text() == changed
+    assert trueframe(folder, "use", "art", "--force").returncode == 0
+    assert (folder / "params.yaml").read_text() == (folder / "presets/art.yaml").read_text()
+
+    done = trueframe(folder, "use", "nothing")
+    assert done.returncode == 1
+    assert "art, cifake, photos, sample" in done.stderr
+
+
+def test_params_and_their_schema(folder: Path) -> None:
+    shown = json.loads(trueframe(folder, "params").stdout)
+    assert shown["train"]["models"]["cnn"]["precision"] == "auto"  # a default that the file doesn't hold
+    schema = json.loads(trueframe(folder, "params", "--schema").stdout)
+    assert {"ingest", "validate", "preprocess", "train", "evaluate", "register"} == set(schema["properties"])
+
+
+@pytest.mark.parametrize("command", [["params"], ["sources"], ["run"], ["models"], ["check", "params.yaml"]])
+def test_a_typo_in_the_settings_stops_every_command(folder: Path, command: list[str]) -> None:
+    settings = yaml.safe_load((folder / "params.yaml").read_text())
+    settings["train"]["models"]["cnn"]["epoch"] = 3
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings))
+    done = trueframe(folder, *command)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "train.models.cnn.epoch" in done.stderr and "epochs" in done.stderr
+
+
+def test_commands_find_the_project_from_a_folder_in_it(folder: Path) -> None:
+    (folder / "deep/er").mkdir(parents=True)
+    assert trueframe(folder / "deep/er", "params").stdout == trueframe(folder, "params").stdout
+
+
+def test_ingest_keeps_the_comments_in_params(folder: Path) -> None:
+    (folder / "pictures/ai").mkdir(parents=True)
+    from PIL import Image
+
+    Image.effect_noise((32, 32), 60).convert("RGB").save(folder / "pictures/ai/1.png")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=folder, check=True)
+    done = trueframe(folder, "ingest", "mine", "--from", "pictures")
+    assert done.returncode == 0, done.stderr
+    text = (folder / "params.yaml").read_text()
+    assert "# a decoder's traces are periodic" in text
+    assert yaml.safe_load(text)["ingest"]["sources"] == {"sample": {}, "mine": {"from": str(folder / "pictures")}}
+    assert (folder / "data.dvc").exists()
+
+
+def test_nothing_registered_yet_is_one_line(folder: Path) -> None:
+    for command in (["models"], ["rollback"], ["serve"], ["check", "params.yaml"]):
+        done = trueframe(folder, *command)
+        assert done.returncode == 1, command
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert "trueframe run" in done.stderr or "promote" in done.stderr

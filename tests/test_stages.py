@@ -1,0 +1,65 @@
+"""The stages of DVC, of the flow and of `components/` are the same."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components import params
+from flows import retrain
+
+ROOT = Path(__file__).parents[1]
+DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def names(*models: str) -> list[str]:
+    """What `dvc.yaml` unfolds to for some models."""
+    unfolded = []
+    for stage, body in DVC.items():
+        unfolded += [f"{stage}@{model}" for model in models] if "foreach" in body else [stage]
+    return unfolded
+
+
+def test_the_flow_runs_every_stage_of_dvc_and_no_other() -> None:
+    assert sorted(retrain.stages(["a", "b"])) == sorted(names("a", "b"))
+
+
+def test_every_stage_of_dvc_is_the_command_of_a_component() -> None:
+    for stage, body in DVC.items():
+        command = body.get("do", body)["cmd"]
+        assert command.startswith(f"python -m components.{stage}")
+        assert (ROOT / "components" / stage / "__main__.py").exists()
+
+
+def test_every_component_with_a_command_is_run_by_the_flow() -> None:
+    commands = {path.parent.name for path in (ROOT / "components").glob("*/__main__.py")}
+    touching_the_world = {"ingest", "register"}
+    assert commands == set(DVC) | touching_the_world
+    source = (ROOT / "flows/retrain.py").read_text()
+    for stage in touching_the_world:
+        assert f'commands.stage("{stage}")' in source
+
+
+def test_stages_run_after_what_they_depend_on() -> None:
+    made_by = {}
+    for name in retrain.stages(["a"]):
+        body = DVC[name.split("@")[0]]
+        body = body.get("do", body)
+        for out in [*body.get("outs", []), *body.get("metrics", [])]:
+            made_by[next(iter(out)) if isinstance(out, dict) else out] = name
+        for dependency in body["deps"]:
+            if dependency.startswith("artifacts/"):
+                assert dependency in made_by, f"{name} runs before {dependency} is made"
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "presets").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_presets_name_stages_that_dvc_can_unfold(preset: Path) -> None:
+    models = list(params.load(preset).train.models)
+    assert len(retrain.stages(models)) == 2 + 2 * len(models)
+
+
+def test_components_know_nothing_of_orchestration() -> None:
+    for path in (ROOT / "components").rglob("*.py"):
+        source = path.read_text()
+        assert "import prefect" not in source and "from prefect" not in source, path
+        assert "from flows" not in source and "import flows" not in source, path

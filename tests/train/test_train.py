@@ -1,0 +1,103 @@
+"""Training on real, tiny arrays. Killing and resuming stands in tests/live."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from components import networks
+from components.params import Model
+from components.stage import StageError
+from components.train import train
+
+MODEL = Model(network="cnn", view="16", options={"width": 4, "blocks": 2}, epochs=2, batch_size=16, shift=1)
+
+
+@pytest.fixture
+def arrays(tmp_path: Path) -> tuple[Path, Path]:
+    """Index and arrays of 96 images in two shards: ai is noisy, real is flat."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for shard in ("one/a-00000", "two/b-00000"):
+        pixels = (
+            rng.integers(90, 160, (48, 1, 1, 3))
+            + rng.integers(-40, 40, (48, 16, 16, 3)) * (np.arange(48) % 2 == 0)[:, None, None, None]
+        )
+        file = tmp_path / f"arrays/16/{shard}.npy"
+        file.parent.mkdir(parents=True)
+        np.save(file, pixels.astype(np.uint8))
+        for row in range(48):
+            split = "validation" if row >= 36 else "test" if row >= 30 else "train"
+            rows.append((f"{shard}{row}", shard, row, "ai" if row % 2 == 0 else "real", shard[:3], split))
+    index = pd.DataFrame(rows, columns=["sha256", "shard", "row", "label", "source", "split"])
+    index.to_parquet(tmp_path / "index.parquet")
+    return tmp_path / "index.parquet", tmp_path / "arrays"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store(tmp_path_factory: pytest.TempPathFactory) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+
+
+def fit(model: Model, arrays: tuple[Path, Path], tmp_path: Path) -> Path:
+    out = tmp_path / "out"
+    train("tiny", model, *arrays, tmp_path / "checkpoints", out)
+    return out
+
+
+def test_it_learns_and_writes_what_it_says(arrays: tuple[Path, Path], tmp_path: Path) -> None:
+    model = MODEL.model_copy(update={"epochs": 12, "learning_rate": 0.02, "patience": 12})
+    out = fit(model, arrays, tmp_path)
+    history = pd.read_csv(out / "history.csv")
+    assert history["epoch"].tolist() == list(range(1, 13))
+    assert history["val_balanced_accuracy"].max() > 0.9
+    assert {p.name for p in out.iterdir()} == {"network.keras", "history.csv", "training.json"}
+    assert not (tmp_path / "checkpoints/tiny").exists(), "checkpoints of a finished training are removed"
+
+
+def test_two_trainings_give_the_same_network(arrays: tuple[Path, Path], tmp_path: Path) -> None:
+    keras = networks.load_keras()
+    first, second = (
+        keras.models.load_model(fit(MODEL, arrays, tmp_path / name) / "network.keras") for name in ("1", "2")
+    )
+    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_early_stopping_keeps_the_best_epoch(arrays: tuple[Path, Path], tmp_path: Path) -> None:
+    model = MODEL.model_copy(update={"epochs": 30, "learning_rate": 0.05, "patience": 2})
+    history = pd.read_csv(fit(model, arrays, tmp_path) / "history.csv")
+    best = history["val_loss"].idxmin()
+    assert len(history) < 30
+    assert len(history) - 1 - best == 2
+
+
+def test_a_loss_that_is_no_number_stops_with_a_reason(arrays: tuple[Path, Path], tmp_path: Path) -> None:
+    model = MODEL.model_copy(update={"learning_rate": 1e30, "weight_decay": 0.0, "epochs": 5, "patience": 5})
+    with pytest.raises(StageError, match=r"not a number.*train\.models\.tiny\.learning_rate"):
+        fit(model, arrays, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_order_belongs_to_its_epoch() -> None:
+    networks.load_keras()
+    from components.train.batches import shuffled
+
+    assert sorted(shuffled(50, 7, 3)) == list(range(50))
+    np.testing.assert_array_equal(shuffled(50, 7, 3), shuffled(50, 7, 3))
+    assert not np.array_equal(shuffled(50, 7, 3), shuffled(50, 7, 4))
+
+
+def test_rows_come_from_their_shards(arrays: tuple[Path, Path]) -> None:
+    networks.load_keras()
+    from components.train.batches import Rows
+
+    index = pd.read_parquet(arrays[0])
+    index = index[index["split"] == "train"]
+    which = np.array([40, 3, 3, 20])
+    found = Rows(index, arrays[1], "16").pixels(which)
+    for pixels, (_, row) in zip(found, index.iloc[which].iterrows(), strict=True):
+        np.testing.assert_array_equal(pixels, np.load(arrays[1] / f"16/{row['shard']}.npy")[row["row"]])
