@@ -81,7 +81,7 @@ def manifest(shards: dict[str, Path]) -> pd.DataFrame:
     """
     parts = []
     for name, path in shards.items():
-        part = _read(path, _MANIFEST_COLUMNS).to_pandas()
+        part = _read(path, columns=_MANIFEST_COLUMNS).to_pandas()
         part.insert(0, "row", np.arange(len(part), dtype=np.int64))
         part.insert(0, "shard", name)
         parts.append(part)
@@ -95,7 +95,7 @@ def files(path: Path, rows: Iterable[int] | None = None) -> Iterator[bytes]:
         StageError: the shard is damaged.
     """
     wanted = None if rows is None else np.asarray(list(rows), np.int64)
-    column = _read(path, ["image"])["image"]
+    column = _read(path, columns=["image"])["image"]
     if wanted is not None:
         column = column.take(pa.array(wanted))
     for chunk in column.chunks:
@@ -114,9 +114,13 @@ def load(shards: dict[str, Path], rows: pd.DataFrame) -> Iterator[tuple[Any, byt
 
 
 def rejected(data: Path, source: str) -> pd.DataFrame:
-    """The files of a source that couldn't be read: `origin`, `reason`, `label`, `sha256`, `bytes`."""
+    """The files of a source that couldn't be read: `origin`, `reason`, `label`, `sha256`, `bytes`.
+
+    Raises:
+        StageError: the list of them is damaged.
+    """
     path = data / source / REJECTED
-    table = pq.read_table(path) if path.exists() else REJECTED_SCHEMA.empty_table()
+    table = _read(path, REJECTED_SCHEMA) if path.exists() else REJECTED_SCHEMA.empty_table()
     return table.to_pandas()
 
 
@@ -124,19 +128,23 @@ def _leaves() -> list[str]:
     return ["image.bytes", "image.path", *_MANIFEST_COLUMNS]
 
 
-def _read(path: Path, columns: list[str]) -> pa.Table:
+def _read(path: Path, schema: pa.Schema = SCHEMA, columns: list[str] | None = None) -> pa.Table:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            missing = set(SCHEMA.names) - set(file.schema_arrow.names)
+            missing = set(schema.names) - set(file.schema_arrow.names)
             if missing:
                 raise StageError(
-                    f"{path}: column {', '.join(sorted(missing))} is missing; a shard has {', '.join(SCHEMA.names)}. "
+                    f"{path}: column {', '.join(sorted(missing))} is missing; a shard has {', '.join(schema.names)}. "
                     "Remove the file and ingest its source again"
                 )
-            wrong = [f.name for f in SCHEMA if not file.schema_arrow.field(f.name).type.equals(f.type)]
+            wrong = [f.name for f in schema if not file.schema_arrow.field(f.name).type.equals(f.type)]
             if wrong:
-                raise StageError(f"{path}: column {wrong[0]} is not of type {SCHEMA.field(wrong[0]).type}")
-            return file.read(columns=columns)
+                raise StageError(f"{path}: column {wrong[0]} is not of type {schema.field(wrong[0]).type}")
+            table = file.read(columns=columns)
+            # Page headers have no checksum, and a page of an unknown kind is passed over.
+            if len(table) != file.metadata.num_rows:
+                raise pa.ArrowInvalid(f"{len(table)} of {file.metadata.num_rows} rows")
+            return table
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise

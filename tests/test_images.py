@@ -278,6 +278,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(width: int, height
         decode(bomb)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.filterwarnings("ignore:Truncated File Read")
 def test_random_damage_gives_pixels_or_the_one_error(encode: Encode, picture: Picture) -> None:
     rng = np.random.default_rng(0)

@@ -149,6 +149,7 @@ def compiled(network: Any, model: Model, steps: int) -> Any:
     learner = keras.Sequential([keras.Input(network.input_shape[1:]), *augmentation, network])
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=model.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    optimizer.build(learner.trainable_variables)  # or a checkpoint's moments would find no place
     loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=model.label_smoothing)
     learner.compile(optimizer, loss)
     return learner
