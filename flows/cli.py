@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,6 +92,8 @@ def run() -> None:
     from components.params import load
 
     models = list(load().train.models)
+    # An orderly end, or Prefect's temporary server would outlive this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     from flows import retrain
 
     state = retrain.retrain(return_state=True)

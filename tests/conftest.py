@@ -18,8 +18,6 @@ from components.params import Ingest, Source
 
 ROOT = Path(__file__).parents[1]
 
-Files = dict[str, bytes]
-
 
 def make_picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
     """A smooth picture with some texture; each seed gives another one."""
@@ -30,18 +28,15 @@ def make_picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
 
 
 def encode_image(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The bytes of an image file."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
-def write_tree(root: Path, files: Files) -> Path:
-    """Write files below a folder."""
+def write_tree(root: Path, files: dict[str, bytes]) -> Path:
     for name, data in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
     return root
 
 
@@ -57,12 +52,11 @@ def encode() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def jpeg() -> Callable[..., bytes]:
-    """The JPEG file of `picture(seed)`."""
-    return lambda seed, size=(48, 40), quality=90: encode_image(make_picture(seed, size), "JPEG", quality=quality)
+    return lambda seed, size=(48, 40): encode_image(make_picture(seed, size), "JPEG", quality=90)
 
 
 @pytest.fixture(scope="session")
-def write_files() -> Callable[[Path, Files], Path]:
+def write_files() -> Callable[..., Path]:
     return write_tree
 
 
@@ -70,13 +64,13 @@ def write_files() -> Callable[[Path, Files], Path]:
 def store(tmp_path: Path) -> Callable[..., Path]:
     """Ingest files as a source of one's own; gives the data folder back."""
 
-    def ingest_files(files: Files, name: str = "mine", **settings: Any) -> Path:
-        folder = write_tree(tmp_path / "incoming" / name, files)
+    def run(files: dict[str, bytes], name: str = "mine", **settings: Any) -> Path:
+        source = Source.model_validate({"from": str(write_tree(tmp_path / "incoming" / name, files))})
         section = Ingest.model_validate({"sources": {name: {}}, **settings})
-        ingest(name, Source(**{"from": str(folder)}), section, tmp_path / "data", tmp_path / "receipts")
+        ingest(name, source, section, tmp_path / "data", tmp_path / "receipts")
         return tmp_path / "data"
 
-    return ingest_files
+    return run
 
 
 @pytest.fixture
@@ -85,14 +79,8 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(stage: str, *arguments: str, params: dict[str, Any]) -> subprocess.CompletedProcess[str]:
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        return subprocess.run(
-            [sys.executable, "-m", f"components.{stage}", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        call = [sys.executable, "-m", f"components.{stage}", *arguments]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
 
     return run

@@ -240,7 +240,7 @@ def test_a_single_pixel_is_an_image(encode: Encode, kind: str) -> None:
 
 
 def test_an_empty_file_is_refused() -> None:
-    with pytest.raises(ImageError, match="^empty file$"):
+    with pytest.raises(ImageError, match=r"^empty file$"):
         decode(b"")
 
 

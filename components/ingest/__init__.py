@@ -59,12 +59,13 @@ def ingest(name: str, source: Source, settings: Ingest, data: Path, receipts: Pa
         receipts: folder of small files that remember what was read, so that an unchanged source isn't read again.
 
     Raises:
-        StageError: nothing to read, no image in it, a folder whose label is unknown, or a damaged archive.
+        StageError: nothing to read, no image in it that can be read, a folder whose label is unknown, or a damaged
+            archive.
     """
     entry = _entry(name, source)
     folder = data / name
     if entry.kind != "sample" and source.from_ is None:
-        if any(p.name != shards.REJECTED for p in folder.glob("*.parquet")):
+        if _has_shards(folder):
             return Outcome(unchanged=True)
         raise StageError(_how_to_get(name, entry, folder))
 
@@ -74,11 +75,20 @@ def ingest(name: str, source: Source, settings: Ingest, data: Path, receipts: Pa
         return Outcome(unchanged=True)
     _clear_leftovers(data)
     outcome = _store(name, _items(entry, source, settings), settings, data)
-    if not any(folder.glob("*.parquet")):
-        raise StageError(f"{source.from_ or name}: no images in it ({', '.join(sorted(readers.SUFFIXES))})")
+    if not _has_shards(folder):
+        rejected = folder / shards.REJECTED
+        raise StageError(
+            f"{source.from_}: none of its images can be read; {rejected} holds them with the reasons"
+            if rejected.exists()
+            else f"{source.from_}: no images in it ({', '.join(sorted(readers.SUFFIXES))})"
+        )
     content = json.dumps({"seen": seen, "shards": sorted(p.name for p in folder.glob("*.parquet"))})
     stage.replace(receipt, lambda path: path.write_text(content))
     return outcome
+
+
+def _has_shards(folder: Path) -> bool:
+    return any(p.name != shards.REJECTED for p in folder.glob("*.parquet"))
 
 
 def _entry(name: str, source: Source) -> catalogue.Entry:
@@ -134,7 +144,7 @@ def _items(entry: catalogue.Entry, source: Source, settings: Ingest) -> Iterator
         if label is None:
             unknown[str(Path(path).parent)] += 1
         elif not unknown:
-            yield Item(data, path, label, entry.generator_of(path) if label == "ai" else None, entry.split(path))
+            yield Item(data, path, label, entry.generator_of(named) if label == "ai" else None, entry.split(path))
     if unknown:
         shown = ", ".join(f"{folder} ({n} files)" for folder, n in unknown.most_common(5))
         rules = "; ".join(
@@ -284,12 +294,18 @@ def _describe(batch: list[tuple[Item, str]]) -> list[dict[str, Any]]:
 def _clear_leftovers(data: Path) -> None:
     """Remove what a killed ingestion left; one that still runs keeps its own."""
     for leftover in data.glob(".incoming-*"):
-        try:
-            os.kill(int(leftover.name.rsplit("-", 1)[1]), 0)
-        except (ProcessLookupError, ValueError):
+        if not _is_running(leftover.name.rsplit("-", 1)[1]):
             shutil.rmtree(leftover, ignore_errors=True)
-        except PermissionError:
-            pass
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return int(pid) != os.getpid()  # in containers the ids of different runs are often the same
 
 
 def summary(data: Path) -> pd.DataFrame:

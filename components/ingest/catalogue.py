@@ -38,17 +38,18 @@ class Entry(BaseModel):
 
     def label(self, path: str) -> str | None:
         """The label that a path's folders say, the folder nearest to the file first."""
-        return _match(self.labels, path)
+        return _match(self.labels, path)[0]
 
     def split(self, path: str) -> str | None:
         """The publisher's split, if the path's folders say one."""
-        return _match(self.splits, path)
+        return _match(self.splits, path)[0]
 
     def generator_of(self, path: str) -> str | None:
-        """The generator of an image labelled `ai`."""
-        if self.generator_from_folder:
-            return PurePosixPath(path).parts[-3]
-        return self.generator
+        """The generator of an image labelled `ai`: the catalogue's, or the folder above the one with the label."""
+        if not self.generator_from_folder:
+            return self.generator
+        above = _match(self.labels, path)[1] - 2
+        return PurePosixPath(path).parts[above] if above >= 0 else None
 
 
 def load() -> dict[str, Entry]:
@@ -57,7 +58,8 @@ def load() -> dict[str, Entry]:
     return {name: Entry.model_validate(entry) for name, entry in raw.items()}
 
 
-def _match(rules: Mapping[Any, list[Rule]], path: str) -> str | None:
+def _match(rules: Mapping[Any, list[Rule]], path: str) -> tuple[str | None, int]:
+    """What the folders of a path say, and how many of them lead to the one that says it."""
     folders = [part.lower() for part in PurePosixPath(path).parent.parts]
     for end in range(len(folders), 0, -1):
         for value, alternatives in rules.items():
@@ -67,5 +69,5 @@ def _match(rules: Mapping[Any, list[Rule]], path: str) -> str | None:
                     name in ("*", folder)
                     for name, folder in zip((n.lower() for n in rule), folders[start:end], strict=True)
                 ):
-                    return value
-    return None
+                    return value, end
+    return None, 0

@@ -1,11 +1,14 @@
 """Folders and archives as streams of files. Nothing of an archive is ever unpacked to disk."""
 
+import bz2
+import gzip
+import lzma
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from components.stage import StageError
 
@@ -64,7 +67,7 @@ def _zip(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
 
 def _tar(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
     try:
-        with tarfile.open(path, "r|*") as archive:
+        with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 _refuse(path, member.name, link=member.issym() or member.islnk())
                 if not member.isfile() or not _wanted(member.name):
@@ -72,16 +75,30 @@ def _tar(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
                 if member.size > max_bytes:
                     yield member.name, None
                     continue
-                stream = archive.extractfile(member)
-                data = stream.read() if stream else b""
+                file = archive.extractfile(member)
+                data = file.read() if file else b""
                 if len(data) != member.size:
                     raise EOFError(f"{member.name} is cut off")
                 yield str(PurePosixPath(member.name)), data
             # A tar ends with zero blocks, of which tarfile has read the first. Without one the file was cut off.
             if archive.fileobj is None or archive.fileobj.tell() < archive.offset + tarfile.BLOCKSIZE:
                 raise EOFError("no end mark")
-    except (tarfile.TarError, EOFError, LZMAError, zlib.error) as error:
+            while stream.read(2**20):  # the checksum comes last
+                pass
+    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise _damaged(path, error) from None
+    except OSError as error:  # what gzip and bz2 find damaged has no number
+        if error.errno is not None:
+            raise
+        raise _damaged(path, error) from None
+
+
+def _decompressed(path: Path) -> IO[bytes]:
+    """A tar's bytes. `tarfile` can decompress too, but doesn't verify gzip's checksum."""
+    with path.open("rb") as file:
+        head = file.read(6)
+    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+    return next((opener for magic, opener in openers.items() if head.startswith(magic)), open)(path, "rb")
 
 
 def _refuse(archive: Path, name: str, *, link: bool) -> None:

@@ -30,8 +30,10 @@ def preprocess(
         The index.
 
     Raises:
-        StageError: a split lacks a class, the groups belong to other shards, or a shard is damaged.
+        StageError: a split lacks a class, the groups are missing or belong to other shards, or a shard is damaged.
     """
+    if not groups.exists():
+        raise StageError(f"{groups}: not here; run validate first")
     files = shards.paths(data, sources)
     rows = shards.manifest(files).merge(pd.read_parquet(groups), on=["shard", "row"], how="left", validate="one_to_one")
     if rows["group"].isna().any():

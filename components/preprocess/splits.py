@@ -25,7 +25,11 @@ def assign(rows: pd.DataFrame, settings: Preprocess) -> pd.Series:
         `train`, `validation` or `test`, with the index of `rows`.
     """
     fixed = rows["split"]
-    has = {split: rows["source"].isin(rows.loc[fixed == split, "source"]) for split in SPLITS}
+    # One draw decides for a whole group, so what one of its sources has counts for its copies elsewhere too.
+    has = {}
+    for split in ("validation", "test"):
+        of_source = rows["source"].isin(rows.loc[fixed == split, "source"])
+        has[split] = rows["group"].isin(rows.loc[of_source, "group"])
     draw = rows["group"].map({g: _draw(g, settings.seed) for g in rows["group"].unique()})
     drawn = pd.Series("train", index=rows.index)
     test = draw < settings.test

@@ -31,6 +31,9 @@ def test_values_equal_scikit_learn(scored: tuple[np.ndarray, np.ndarray]) -> Non
     assert found["tpr_at_fpr_01"] == pytest.approx(tpr[fpr <= 0.01].max())
     assert found["tpr_at_fpr_05"] == pytest.approx(tpr[fpr <= 0.05].max())
     assert found["n"] == 600
+    for name in metrics.NAMES:
+        low, high = found["intervals"][name]
+        assert 0 <= low <= found[name] <= high <= 1
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
