@@ -187,9 +187,9 @@ def test_a_single_transparent_colour_becomes_white(
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_grey_is_scaled_to_8_bits(encode: Encode, kind: str) -> None:
-    values = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    values = np.array([[0, 257, 128 * 257, 200 * 257, 65535]], np.uint16)
     found = pixels(encode(Image.fromarray(values), kind))
-    np.testing.assert_array_equal(found[..., 0], [[0, 1, 128, 255]])
+    np.testing.assert_array_equal(found[..., 0], [[0, 1, 128, 200, 255]])
     np.testing.assert_array_equal(found, found[..., :1].repeat(3, 2))
 
 

@@ -110,6 +110,12 @@ def test_a_view_that_is_none_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_a_model_s_name_that_is_no_folder_name_is_refused(tmp_path: Path) -> None:
+    model = {"network": "cnn", "view": 32}
+    message = refusal(tmp_path, yaml.safe_dump(changed("train.models.My Model", model)))
+    assert message.startswith("train.models.My Model is 'My Model': string should match pattern")
+
+
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     settings = changed("validate.min_images", 0)
     settings["train"]["models"]["small"]["epoch"] = 3

@@ -13,14 +13,15 @@ from scipy.sparse.csgraph import connected_components
 from components import images, parallel, shards
 
 _ALIKE = 0.98  # correlation of grey miniatures; re-saved and rescaled copies have 0.99 and more
+_SHADE = 16  # grey levels between the means of two miniatures; in such copies they differ by one or two
 _BLOCK = 4_000_000  # pairs compared at once
 
 
 def find(rows: pd.DataFrame, files: dict[str, Path], distance: int) -> pd.DataFrame:
     """Find exact and near copies.
 
-    Near copies have perceptual hashes that differ in at most `distance` bits, and grey miniatures that correlate:
-    small or flat images can share a hash by chance.
+    Near copies have perceptual hashes that differ in at most `distance` bits, and grey miniatures that correlate
+    and are equally bright: small or flat images can share a hash by chance.
 
     Args:
         rows: the manifest, with a default index.
@@ -53,7 +54,7 @@ def find(rows: pd.DataFrame, files: dict[str, Path], distance: int) -> pd.DataFr
         ]
     )
     edges = order[edges]
-    edges = edges[_correlation(miniatures, edges) >= _ALIKE]
+    edges = edges[_alike(miniatures, edges)]
     whole = suspects[edges]
     graph = coo_matrix((np.ones(len(whole), bool), whole.T), shape=(len(rows), len(rows)))
     component = connected_components(graph, directed=False)[1]
@@ -127,14 +128,15 @@ def _look(task: tuple[Path, np.ndarray, np.ndarray]) -> tuple[np.ndarray, list[s
     return positions, names, np.stack(looks)
 
 
-def _correlation(miniatures: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Of the two miniatures of each pair, -1 to 1; 1 where both are flat and equal."""
-    result = np.empty(len(edges), np.float32)
+def _alike(miniatures: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Whether the two miniatures of each pair look the same: bool, shape (pairs,)."""
+    result = np.empty(len(edges), bool)
     for start in range(0, len(edges), 100_000):
         block = edges[start : start + 100_000]
-        # A little of the mean stays in, so that two flat images are alike only in the same grey.
-        a, b = (m - 0.9 * m.mean(1, keepdims=True) + 1e-3 for m in (miniatures[block[:, 0]], miniatures[block[:, 1]]))
-        result[start : start + 100_000] = (a * b).sum(1) / np.maximum(
-            np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-9
-        )
+        left, right = miniatures[block[:, 0]], miniatures[block[:, 1]]
+        # A little of the mean stays in, so that flat images correlate too; their brightness tells them apart.
+        a, b = (m - 0.9 * m.mean(1, keepdims=True) + 1e-3 for m in (left, right))
+        correlation = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-9)
+        equally_bright = np.abs(left.mean(1) - right.mean(1)) <= _SHADE
+        result[start : start + 100_000] = (correlation >= _ALIKE) & equally_bright
     return result

@@ -267,14 +267,23 @@ def test_near_copies_across_splits_are_counted(
     assert together["group"].unique().tolist() == [together["sha256"].min()]
 
 
-def test_flat_images_of_other_colours_are_no_copies(
+def test_flat_images_are_copies_in_the_same_colour_only(
     clean: Files, encode: Callable[..., bytes], store: Callable[..., Path], check: Callable[..., dict[str, Any]]
 ) -> None:
     """Flat images have one hash in common, so that only a look at them tells them apart."""
-    greys = {f"train/ai/{g}.png": encode(Image.new("RGB", (32, 32), (g, g, g)), "PNG") for g in (0, 200)}
-    others = {f"test/real/{g}.png": encode(Image.new("RGB", (32, 32), (g, g, g)), "PNG") for g in (60, 255)}
-    duplicates = check(store({f"train/{name}": data for name, data in clean.items()} | greys | others))["duplicates"]
+    flat = {
+        name: encode(Image.new("RGB", (32, 32), (grey, grey, grey)), "PNG")
+        for name, grey in {
+            "train/ai/black.png": 0,
+            "train/ai/light.png": 200,
+            "test/real/dark.png": 60,
+            "test/real/white.png": 255,
+            "test/ai/almost-light.png": 201,
+        }.items()
+    }
+    duplicates = check(store({f"train/{name}": data for name, data in clean.items()} | flat))["duplicates"]
     assert duplicates["exact_across_splits"] == duplicates["label_conflicts"] == 0
+    assert duplicates["near_across_splits"] == 1
 
 
 def brute_force(hashes: np.ndarray, distance: int) -> list[tuple[int, int]]:
