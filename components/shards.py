@@ -55,6 +55,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
         compression={c: "none" if c == "image.bytes" else "zstd" for c in _leaves()},
         use_dictionary=[c for c in _leaves() if c not in plain],
         write_page_checksum=True,
+        write_statistics=[c for c in _leaves() if not c.startswith("image.")],
     )
 
 

@@ -76,9 +76,9 @@ def dvc(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "dvc", *arguments]
 
 
-def stale() -> bool:
-    """Whether any stage has to run, by DVC's reckoning."""
-    answer = subprocess.run(dvc("status", "--json"), env=environment(), capture_output=True, text=True)
+def stale(*names: str) -> bool:
+    """Whether a stage has to run, by DVC's reckoning; any stage, where none is named."""
+    answer = subprocess.run(dvc("status", "--json", *names), env=environment(), capture_output=True, text=True)
     try:
         return bool(json.loads(answer.stdout))
     except ValueError:

@@ -46,8 +46,8 @@ def push() -> State[Any]:
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
 def reproduce(name: str, stale: bool) -> State[Any]:
-    """Run a pure stage, if DVC finds it stale."""
-    if not stale:
+    """Run a pure stage, if DVC finds it stale; `stale` says whether anything was when the flow began."""
+    if not stale or not commands.stale(name):
         return Completed(message="up to date")
     return _run(commands.dvc("repro", "--quiet", "--single-item", name))
 

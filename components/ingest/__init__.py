@@ -94,9 +94,12 @@ def _has_shards(folder: Path) -> bool:
 def _entry(name: str, source: Source) -> catalogue.Entry:
     entry = catalogue.load().get(name, catalogue.Entry())
     if source.labels:
-        rules: dict[str, list[catalogue.Rule]] = {"ai": [], "real": []}
-        for folder, label in source.labels.items():
-            rules[label].append(folder.split("/"))
+        # One's own words first, then the usual ones.
+        own = {label: [f.split("/") for f, said in source.labels.items() if said == label] for label in shards.LABELS}
+        taken = [rule for rules in own.values() for rule in rules]
+        rules = {
+            label: own[label] + [rule for rule in usual if rule not in taken] for label, usual in entry.labels.items()
+        }
         entry = entry.model_copy(update={"labels": rules})
     return entry
 
