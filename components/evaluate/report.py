@@ -34,8 +34,8 @@ def write(name: str, metrics: dict[str, Any], decision: Any, pictures: list[Path
     value, (low, high) = metrics["balanced_accuracy"], metrics["intervals"]["balanced_accuracy"]
     parts = [
         f"<h1>{escape(name)}</h1>",
-        f"<p><span class=big>{value:.1%}</span> balanced accuracy on {metrics['n']:,} test images that training "
-        f"never saw (95 % interval {low:.1%} to {high:.1%}).</p>",
+        f"<p><span class=big>{value:.1%}</span> balanced accuracy on {metrics['n']:,} held-out test images "
+        f"(95 % interval {low:.1%} to {high:.1%}).</p>",
         f"<p class=quiet>{metrics['uncertain_share']:.1%} of them are called uncertain; of the others "
         f"{metrics['certain_accuracy']:.1%} are right. Threshold {decision.threshold:.3f}, uncertain from "
         f"{decision.low:.3f} to {decision.high:.3f}, temperature {decision.temperature:.2f}, all fitted on "
