@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+import zipfile
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -96,7 +97,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _identity(inputs: Inputs, name: str) -> str:
-    digest = hashlib.sha256((inputs.models / name / "network.keras").read_bytes())
+    """Equal for equal weights and decisions: the rest of a Keras file holds a date and Python's object ids."""
+    with zipfile.ZipFile(inputs.models / name / "network.keras") as network:
+        digest = hashlib.sha256(network.read("model.weights.h5"))
     digest.update((inputs.evaluations / name / "decision.json").read_bytes())
     return digest.hexdigest()
 
