@@ -21,7 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console(highlight=False)
+# Where nobody looks at a terminal, in a log or a pipe, no cell is cut off.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 START = Path.cwd()
 """Where the command was given: paths are relative to it, while the work is done in the project's folder."""
 

@@ -97,7 +97,8 @@ def _fit(name: str, model: Model, index: pd.DataFrame, arrays: Path, folder: Pat
         _reseed(learner, model.seed, epoch)
         began = time.monotonic()
         batches = Batches(rows, model.batch_size, shuffled(len(rows), model.seed, epoch))
-        fitted = learner.fit(batches, verbose=0, callbacks=[progress.callback(epoch)])
+        # Keras would shuffle the batches once more, from a state that a killed process takes with it.
+        fitted = learner.fit(batches, shuffle=False, verbose=0, callbacks=[progress.callback(epoch)])
         seconds = time.monotonic() - began
         logits = learner.predict(Batches(held, 512, everything), verbose=0)[:, 0]
         scores = {
