@@ -116,13 +116,13 @@ class Register(Section):
 
 
 class Params(Section):
-    """Every setting, one section a stage."""
+    """Every setting, one section a stage. Those that DVC watches have to be there, if only as `{}`."""
 
     ingest: Ingest
-    validate_: Validate = Field(Validate(), alias="validate")
+    validate_: Validate = Field(alias="validate")
     preprocess: Preprocess
     train: Train
-    evaluate: Evaluate = Evaluate()
+    evaluate: Evaluate
     register_: Register = Field(Register(), alias="register")
 
     @model_validator(mode="after")

@@ -79,7 +79,7 @@ def ingest(
     said = settings.remember_source(name, arguments[1] if arguments else None)
     if said:
         print(said)
-    _command(commands.dvc("add", "--quiet", "data"))
+    _command(commands.dvc("add", "data"))
     if commands.remotes():
         _command(commands.dvc("push", "data.dvc"))
     print("data.dvc names this version of the data; commit it with git")

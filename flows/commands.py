@@ -12,7 +12,12 @@ from pathlib import Path
 
 FLOW_PID = "TRUEFRAME_FLOW_PID"
 # TensorFlow's libraries report on their own workings in this form, whatever the log level.
-_ABSL = re.compile(r"^([IWE]\d{4} \d\d:\d\d:|WARNING: All log messages before absl)")
+_CHATTER = re.compile(
+    r"^([IWE]\d{4} \d\d:\d\d:|WARNING: All log messages before absl"
+    # So does DVC, with the same advice after every stage.
+    r"|\s*git add |\s*dvc config core|(Updating|Generating) lock file|To track the changes|To enable auto staging"
+    r"|Use `dvc push`|Running stage|> python -m components)"
+)
 
 
 class CommandFailed(Exception):
@@ -48,7 +53,7 @@ def run(command: list[str], say: Callable[[str], None]) -> None:
 
     def follow(stream: object, remember: deque[str] | None) -> None:
         for line in stream:  # type: ignore[attr-defined]
-            if line.strip() and not _ABSL.match(line):
+            if line.strip() and not _CHATTER.match(line):
                 say(line.rstrip())
                 if remember is not None:
                     remember.append(line.strip())

@@ -33,7 +33,7 @@ def ingest() -> State[Any]:
 @task(task_run_name="version", cache_policy=NO_CACHE)
 def version() -> State[Any]:
     """Give the data its version: `data.dvc`."""
-    return _run(commands.dvc("add", "--quiet", "data"))
+    return _run(commands.dvc("add", "data"))
 
 
 @task(task_run_name="push", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 30])
@@ -49,7 +49,7 @@ def reproduce(name: str, stale: bool) -> State[Any]:
     """Run a pure stage, if DVC finds it stale; `stale` says whether anything was when the flow began."""
     if not stale or not commands.stale(name):
         return Completed(message="up to date")
-    return _run(commands.dvc("repro", "--quiet", "--single-item", name))
+    return _run(commands.dvc("repro", "--single-item", name))
 
 
 @task(task_run_name="register", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)

@@ -15,6 +15,8 @@ MINIMAL: dict[str, Any] = {
     "ingest": {"sources": {"mine": {"from": "here"}}},
     "preprocess": {"views": [32, "crop-16"]},
     "train": {"models": {"small": {"network": "cnn", "view": 32}}},
+    "validate": {},
+    "evaluate": {},
 }
 
 

@@ -58,6 +58,14 @@ def test_presets_name_stages_that_dvc_can_unfold(preset: Path) -> None:
     assert len(retrain.stages(models)) == 2 + 2 * len(models)
 
 
+@pytest.mark.parametrize("preset", sorted((ROOT / "presets").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_presets_hold_every_section_that_dvc_watches(preset: Path) -> None:
+    settings = yaml.safe_load(preset.read_text())
+    for body in DVC.values():
+        for watched in body.get("do", body)["params"]:
+            assert watched.split(".")[0] in settings
+
+
 def test_components_know_nothing_of_orchestration() -> None:
     for path in (ROOT / "components").rglob("*.py"):
         source = path.read_text()

@@ -592,6 +592,8 @@ SETTINGS: dict[str, Any] = {
     "ingest": {"sources": {"mine": {"from": "download"}}},
     "preprocess": {"views": [32]},
     "train": {"models": {"small": {"network": "cnn", "view": 32}}},
+    "validate": {},
+    "evaluate": {},
 }
 
 

@@ -335,6 +335,8 @@ def test_the_command_says_what_is_in_each_split(
         "ingest": {"sources": {"mine": {}}},
         "preprocess": {"views": [16], "validation": 0.2, "test": 0.2},
         "train": {"models": {"small": {"network": "cnn", "view": 16}}},
+        "validate": {},
+        "evaluate": {},
     }
     done = command("preprocess", params=params)
     assert done.returncode == 1

@@ -373,6 +373,7 @@ SETTINGS: dict[str, Any] = {
     "validate": {"min_images": 20},
     "preprocess": {"views": [32]},
     "train": {"models": {"small": {"network": "cnn", "view": 32}}},
+    "evaluate": {},
 }
 
 
