@@ -1,8 +1,10 @@
 """The stages' own commands, and DVC's, as subprocesses whose lines go where the caller wants them."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -48,6 +50,7 @@ def run(command: list[str], say: Callable[[str], None]) -> None:
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
+        start_new_session=True,  # so that DVC and the stage that it runs can be ended together
     )
     last: deque[str] = deque(maxlen=20)
 
@@ -58,14 +61,14 @@ def run(command: list[str], say: Callable[[str], None]) -> None:
                 if remember is not None:
                     remember.append(line.strip())
 
-    errors = threading.Thread(target=follow, args=(process.stderr, last))
+    errors = threading.Thread(target=follow, args=(process.stderr, last), daemon=True)
     errors.start()
     try:
         follow(process.stdout, None)
         errors.join()
         code = process.wait()
     except BaseException:
-        process.terminate()
+        _end(process)
         raise
     if code:
         raise CommandFailed(_reason(list(last), command, code))
@@ -94,6 +97,15 @@ def remotes() -> bool:
     """Whether a DVC remote is configured."""
     answer = subprocess.run(dvc("remote", "list"), env=environment(), capture_output=True, text=True)
     return bool(answer.stdout.strip())
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a command and all that it started: politely at first."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
 
 
 def _reason(lines: list[str], command: list[str], code: int) -> str:

@@ -318,8 +318,23 @@ def test_an_unreachable_store_is_one_line(project: Project) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_run_that_is_told_to_end_ends_with_all_it_started(project: Project) -> None:
+    before = project.params
+    project.params = {**before, "train": {"models": {"small": {**before["train"]["models"]["small"], "epochs": 9000}}}}
+    process = project.start("trueframe", "run", log="ended.log")
+    log = project.root / "ended.log"
+    end = time.monotonic() + 120
+    while "small: epoch 1/9000:" not in log.read_text():
+        assert process.poll() is None and time.monotonic() < end, log.read_text()[-2000:]
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=60) != 0
+    project.params = before
+    project.ok("trueframe", "run")
+
+
 def test_no_training_is_left_behind(project: Project) -> None:
-    """The stages of the killed run ended with it."""
+    """The stages of the runs that were killed and ended above ended with them."""
     left = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
