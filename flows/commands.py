@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-FLOW_PID = "TRUEFRAME_FLOW_PID"
+from components.stage import FLOW_PID
+
 # TensorFlow's libraries report on their own workings in this form, whatever the log level.
 _CHATTER = re.compile(
     r"^([IWE]\d{4} \d\d:\d\d:|WARNING: All log messages before absl"
