@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 
-NAMES = ("pipeline", "serving", "data")
+NAMES = ("pipeline", "serving", "data", "validation")
 
 
 def main() -> None:

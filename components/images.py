@@ -2,6 +2,8 @@
 
 import io
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -69,7 +71,13 @@ def decode(data: bytes) -> Image.Image:
 
 def view_size(view: str) -> int:
     """Side length in px of the square arrays that a view makes."""
-    return int(view.removeprefix("crop-"))
+    return int(view.rsplit("-", 1)[-1].split("x")[0])
+
+
+def view_shape(view: str) -> tuple[int, ...]:
+    """Shape of what `render` makes: (side, side, 3), or (crops, side, side, 3) for a view of several crops."""
+    side, _, crops = view.rsplit("-", 1)[-1].partition("x")
+    return (*((int(crops),) if crops else ()), int(side), int(side), 3)
 
 
 def render(image: Image.Image, view: str) -> np.ndarray:
@@ -77,24 +85,91 @@ def render(image: Image.Image, view: str) -> np.ndarray:
 
     Args:
         image: mode RGB, any size.
-        view: `64` resizes to 64 × 64 px (Lanczos; the aspect is not kept); `crop-64` cuts the central
-            64 × 64 px out at native resolution, and pads a smaller image by reflection.
+        view: `64` resizes to 64 × 64 px (Lanczos; the aspect is not kept); `cover-64` keeps the aspect and cuts off
+            what stands over; `crop-64` cuts the central 64 × 64 px out at native resolution; `crop-64x4` the four
+            crops with the most texture, that with the most first. Crops pad a smaller image by reflection.
 
     Returns:
-        uint8, shape (side, side, 3).
+        uint8, of shape `view_shape(view)`.
     """
     side = view_size(view)
-    if not view.startswith("crop-"):
-        if image.size != (side, side):
-            image = image.resize((side, side), Image.Resampling.LANCZOS)
-        return np.asarray(image)
-    left, top = max(0, (image.width - side) // 2), max(0, (image.height - side) // 2)
+    if view.startswith("crop-"):
+        shape = view_shape(view)
+        if len(shape) == 3:
+            return _cut(image, (image.width - side) // 2, (image.height - side) // 2, side)
+        return np.stack([_cut(image, left, top, side) for left, top in _textured(image, side, shape[0])])
+    if view.startswith("cover-"):
+        image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+    elif image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def _cut(image: Image.Image, left: int, top: int, side: int) -> np.ndarray:
+    left, top = max(0, left), max(0, top)
     pixels = np.asarray(image.crop((left, top, min(left + side, image.width), min(top + side, image.height))))
     missing = [side - n for n in pixels.shape[:2]]
     if any(missing):
         widths = [(n // 2, n - n // 2) for n in missing]
         pixels = np.pad(pixels, [*widths, (0, 0)], mode="symmetric")
     return pixels
+
+
+def _textured(image: Image.Image, side: int, crops: int) -> list[tuple[int, int]]:
+    """Where the crops with the most texture begin: (left, top), the one with the most first.
+
+    Crops begin half a side apart and may share at most half of their pixels; where an image has no room for so
+    many, they come again.
+    """
+    grey = np.asarray(image.convert("L"), np.float32)
+    gradient = np.zeros((grey.shape[0] + 1, grey.shape[1] + 1), np.float64)
+    gradient[1:, 1:-1] += np.abs(np.diff(grey, axis=1))
+    gradient[1:-1, 1:] += np.abs(np.diff(grey, axis=0))
+    total = gradient.cumsum(0).cumsum(1)
+
+    def places(length: int) -> list[int]:
+        last = max(0, length - side)
+        return sorted({*range(0, last + 1, max(1, side // 2)), last})
+
+    found = [(left, top) for top in places(image.height) for left in places(image.width)]
+    bottoms, rights = [np.minimum([p[i] + side for p in found], grey.shape[1 - i]) for i in (1, 0)]
+    tops, lefts = [np.array([p[i] for p in found]) for i in (1, 0)]
+    texture = total[bottoms, rights] - total[tops, rights] - total[bottoms, lefts] + total[tops, lefts]
+    chosen: list[tuple[int, int]] = []
+    for place in np.argsort(-texture, kind="stable"):
+        left, top = found[place]
+        if all(max(0, side - abs(left - x)) * max(0, side - abs(top - y)) <= side * side / 2 for x, y in chosen):
+            chosen.append((left, top))
+    return [chosen[i % len(chosen)] for i in range(crops)]
+
+
+def equalised(image: Image.Image, size: str, side: int, quality: int) -> bytes:
+    """An RGB image as the file that every image becomes, so that nothing but the picture tells one from another.
+
+    Args:
+        image: mode RGB, any size.
+        size: `crop` takes the central pixels as they are, `resize` scales the central square down.
+        side: px; a smaller image is padded by reflection, never enlarged.
+        quality: of the JPEG.
+
+    Returns:
+        A JPEG file of side × side px with 4:2:0 chroma.
+    """
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    if size == "resize" and min(left, top) > 0:
+        image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+        left = top = 0
+    elif min(left, top) > 4:
+        # Off the 8 × 8 grid that an earlier JPEG left, so that the new one covers it.
+        left, top = left // 8 * 8 + 4, top // 8 * 8 + 4
+    file = io.BytesIO()
+    Image.fromarray(_cut(image, left, top, side)).save(file, "JPEG", quality=quality, subsampling=2)
+    return file.getvalue()
+
+
+def equalise(image: Image.Image, settings: Mapping[str, Any] | None) -> Image.Image:
+    """What the pixels are after `equalised` with some settings; the image itself where there are none."""
+    return decode(equalised(image, **settings)) if settings else image
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:

@@ -11,6 +11,9 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
+import numpy  # noqa: F401  # what is to be limited has to be loaded
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
 from components.stage import StageError
 
 In = TypeVar("In")
@@ -33,7 +36,7 @@ def ordered_map(function: Callable[[In], Out], items: Iterable[In], *, inline: i
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         pending: deque[Future[Out]] = deque(pool.submit(function, item) for item in head)
         try:
             while pending:
@@ -48,8 +51,9 @@ def ordered_map(function: Callable[[In], Out], items: Iterable[In], *, inline: i
             pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+def _start_worker() -> None:
+    """One thread each, as there is a worker for every core; and an end when the parent has one."""
+    threadpool_limits(1)
     parent = multiprocessing.parent_process()
 
     def end() -> None:

@@ -13,9 +13,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 View = Annotated[
     str,
     BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),
-    Field(pattern=r"^(crop-)?[1-9]\d{0,3}$"),
+    Field(pattern=r"^((cover-|crop-)?[1-9]\d{0,3}|crop-[1-9]\d{0,3}x[1-9]\d?)$"),
 ]
-"""How an image becomes a square array: `64` resizes it to 64 px, `crop-64` cuts the central 64 px out of it."""
+"""How an image becomes a square array: see `components.images.render`."""
 
 
 Metric = Literal["balanced_accuracy", "accuracy", "auroc", "f1", "average_precision"]
@@ -27,12 +27,40 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Label = Literal["ai", "real"]
+
+
+class Columns(Section):
+    """Which columns of a table say what; `values` says which value of the label column is which label."""
+
+    image: str = "image"
+    label: str = "label"
+    values: dict[str, Label] = Field({}, description="empty: the usual words, and 1 for ai, 0 for real")
+    name: str | None = None
+    generator: str | None = None
+    split: str | None = None
+    splits: dict[str, Literal["train", "validation", "test"]] = Field({}, description="by value of the split column")
+    pair: str | None = None
+    licence: str | None = None
+
+
 class Source(Section):
-    """Where a source's images come from."""
+    """Where a source's images come from, and which of them are wanted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-    from_: str | None = Field(None, alias="from", description="path of a folder or an archive")
-    labels: dict[str, Literal["ai", "real"]] = Field({}, description="what its folders are, by name")
+    from_: str | None = Field(
+        None,
+        alias="from",
+        description="a folder or an archive, s3://BUCKET/PREFIX, hf://OWNER/NAME, kaggle://OWNER/NAME, "
+        "web:LIST, feedback:FOLDER",
+    )
+    labels: dict[str, Label] = Field({}, description="what its folders are, by name")
+    label: Label | None = Field(None, description="what all of its images are")
+    generator: str | None = Field(None, description="what made its images labelled ai")
+    columns: Columns | None = Field(None, description="of its Parquet files")
+    max_images: int | None = Field(None, ge=1, description="at most so many, of both labels alike")
+    per_generator: int | None = Field(None, ge=1, description="at most so many of one generator")
+    private: bool = Field(False, description="whether pages of private networks may be fetched")
 
 
 class Sample(Section):
@@ -60,15 +88,41 @@ class Validate(Section):
     max_rejected_share: Share = 0.05
     min_side: int = Field(16, ge=1, description="px; smaller images are a warning")
     near_distance: int = Field(4, ge=0, le=7, description="bits of the perceptual hash")
+    max_metadata_auc: float = Field(
+        0.75, ge=0.5, le=1, description="how well the label may be told from what is not the picture"
+    )
+    max_pixel_auc: float = Field(0.75, ge=0.5, le=1, description="the same from its mean colour and sharpness")
+    max_label_noise: Share = Field(0.02, description="share of labels that look wrong before it is said")
+    max_drift: Share = Field(0.2, description="distance of new images' distributions from the earlier ones'")
+    audit_images: int = Field(20_000, ge=100, description="images that the audits look at, at most")
+    seed: int = 7
+
+
+class Equalise(Section):
+    """The one encoding that every image goes through before it becomes pixels, so that none gives its label away."""
+
+    size: Literal["resize", "crop"] = Field("resize", description="the central square scaled down, or native pixels")
+    side: int = Field(160, ge=16, le=4096, description="px; smaller images are padded by reflection")
+    quality: int = Field(90, ge=30, le=100, description="of the JPEG, with 4:2:0 chroma")
 
 
 class Preprocess(Section):
     """Splits and arrays."""
 
-    views: list[View] = Field(min_length=1, description="`64`: resized to 64 px; `crop-64`: the central 64 px")
+    views: list[View] = Field(
+        min_length=1,
+        description="`64`: resized to 64 px; `cover-64`: the same with the aspect kept; `crop-64`: the central 64 px; "
+        "`crop-64x4`: the 4 crops with the most texture",
+    )
     validation: Share = 0.15
     test: Share = 0.15
     seed: int = 7
+    equalise: Annotated[
+        Equalise | None, BeforeValidator(lambda value: {} if value is True else None if value is False else value)
+    ] = Field(None, description="`true`, or its settings: all images through the same size and JPEG encoding")
+    keep_copies: bool = Field(
+        False, description="whether published test images that copy a training image stay in the test set"
+    )
 
 
 class Model(Section):
@@ -132,6 +186,13 @@ class Params(Section):
                 raise ValueError(
                     f"train.models.{name}.view is {model.view}, which preprocess.views "
                     f"({', '.join(self.preprocess.views)}) doesn't make"
+                )
+        equalise = self.preprocess.equalise
+        for view in self.preprocess.views if equalise else ():
+            side = int(view.rsplit("-", 1)[-1].split("x")[0])
+            if view.startswith("crop-") and side > equalise.side:  # type: ignore[union-attr]
+                raise ValueError(
+                    f"preprocess.views: {view} is larger than what preprocess.equalise leaves ({equalise.side} px)"  # type: ignore[union-attr]
                 )
         if self.preprocess.validation + self.preprocess.test > 0.9:
             raise ValueError("preprocess.validation and preprocess.test leave less than a tenth for training")

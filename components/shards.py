@@ -3,6 +3,7 @@
 A shard is written once and never changed, `data/<source>/<batch>-<nnnnn>.parquet`, one row an image.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,11 +14,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.stage import StageError
+from components.stage import StageError, replace
 
 LABELS = ("real", "ai")
 SPLITS = ("train", "validation", "test")
 REJECTED = "rejected.parquet"
+ABOUT = "about.parquet"
+ABOUT_COLUMNS = ("pair", "page", "licence")
+FORGOTTEN = "forgotten.json"
+VERSIONS = "versions.json"
 
 _FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}  # Hugging Face `datasets` reads this
 SCHEMA = pa.schema(
@@ -41,12 +46,25 @@ SCHEMA = pa.schema(
 REJECTED_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("origin", "reason", "label", "sha256")] + [("bytes", pa.binary())]
 )
+ABOUT_SCHEMA = pa.schema([(name, pa.string()) for name in ("sha256", "label", "origin", *ABOUT_COLUMNS)])
 _MANIFEST_COLUMNS = [name for name in SCHEMA.names if name != "image"]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write one shard; pages carry checksums, so that a flipped byte is found when it is read."""
-    table = pa.Table.from_pylist(rows, SCHEMA)
+    _write(path, pa.Table.from_pylist(rows, SCHEMA))
+
+
+def copy(path: Path, rows: list[int], target: Path) -> None:
+    """Write some rows of a shard as another one.
+
+    Raises:
+        StageError: the shard is damaged.
+    """
+    _write(target, _read(path).select(SCHEMA.names).take(pa.array(rows, pa.int64())).cast(SCHEMA))
+
+
+def _write(path: Path, table: pa.Table) -> None:
     plain = ["image.bytes", "image.path", "sha256", "phash", "origin"]
     pq.write_table(
         table,
@@ -59,6 +77,16 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     )
 
 
+def stored(folder: Path) -> list[Path]:
+    """The shards of one source's folder, sorted."""
+    return sorted(p for p in folder.glob("*.parquet") if p.name not in (REJECTED, ABOUT))
+
+
+def exist(folder: Path) -> bool:
+    """Whether a source's folder holds a shard."""
+    return bool(stored(folder))
+
+
 def paths(data: Path, sources: Iterable[str]) -> dict[str, Path]:
     """The shards of some sources by name (`<source>/<batch>-<nnnnn>`), sorted.
 
@@ -67,7 +95,7 @@ def paths(data: Path, sources: Iterable[str]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for source in sorted(sources):
-        files = sorted(p for p in (data / source).glob("*.parquet") if p.name != REJECTED)
+        files = stored(data / source)
         if not files:
             raise StageError(f"{data / source}: no shard here; `trueframe ingest {source}` brings the images in")
         found |= {f"{source}/{p.stem}": p for p in files}
@@ -89,16 +117,35 @@ def manifest(shards: dict[str, Path]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def row_groups(path: Path) -> list[range]:
+    """The rows of a shard in the groups that can be read one by one.
+
+    Raises:
+        StageError: the shard is damaged.
+    """
+    with _opened(path, SCHEMA) as file:
+        ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+    return [range(int(start), int(end)) for start, end in zip([0, *ends], ends, strict=False)]
+
+
 def files(path: Path, rows: Iterable[int] | None = None) -> Iterator[bytes]:
     """The image files of a shard as they were ingested: all of them in order, or those of some rows.
 
     Raises:
         StageError: the shard is damaged.
     """
-    wanted = None if rows is None else np.asarray(list(rows), np.int64)
-    column = _read(path, columns=["image"])["image"]
-    if wanted is not None:
-        column = column.take(pa.array(wanted))
+    if rows is None:
+        column = _read(path, columns=["image"])["image"]
+    else:
+        wanted = np.fromiter(rows, np.int64)
+        here = row_groups(path)
+        of = np.searchsorted([group.start for group in here], wanted, side="right") - 1
+        touched = np.unique(of)
+        column = _read(path, columns=["image"], groups=touched.tolist())["image"]
+        # How many rows were skipped before each group that was read.
+        read = np.cumsum([0, *(len(here[group]) for group in touched)])
+        skipped = np.array([here[group].start for group in touched], np.int64) - read[:-1]
+        column = column.take(pa.array(wanted - skipped[np.searchsorted(touched, of)]))
     for chunk in column.chunks:
         yield from (value.as_py() for value in chunk.field("bytes"))
 
@@ -125,11 +172,81 @@ def rejected(data: Path, source: str) -> pd.DataFrame:
     return table.to_pandas()
 
 
+def about(data: Path, source: str) -> pd.DataFrame:
+    """What is known of single images beyond the schema: `sha256`, `label`, `origin`, `pair`, `page`, `licence`.
+
+    `pair` names images that belong together and must not part between splits.
+
+    Raises:
+        StageError: the list is damaged.
+    """
+    path = data / source / ABOUT
+    table = _read(path, ABOUT_SCHEMA) if path.exists() else ABOUT_SCHEMA.empty_table()
+    return table.to_pandas()
+
+
+def forgotten(data: Path) -> set[str]:
+    """The sha256 of images that were removed for good; they don't come back."""
+    path = data / FORGOTTEN
+    return {image["sha256"] for image in json.loads(path.read_text())} if path.exists() else set()
+
+
+def seal(data: Path) -> None:
+    """Remember which shards make up this version of the data, and which made up the one before.
+
+    Nothing happens where no shard came and none went.
+    """
+    known, found = _versions(data), _all(data)
+    if known["current"].keys() == found.keys():
+        return
+    current = {}
+    for name, path in found.items():
+        labels = known["current"].get(name)
+        if labels is None:
+            column = _read(path, columns=["label"])["label"].to_pylist()
+            labels = {label: column.count(label) for label in LABELS}
+        current[name] = labels
+    _remember(data, {"previous": known["current"], "current": current, "was": known["next"], "next": {}})
+
+
+def succeed(data: Path, was: dict[str, str]) -> None:
+    """Remember that shards took the place of others (new name: old name), with some images fewer."""
+    known = _versions(data)
+    earlier = known["next"]
+    kept = {new: old for new, old in earlier.items() if new not in was.values()}
+    _remember(data, known | {"next": kept | {new: earlier.get(old, old) for new, old in was.items()}})
+
+
+def before(data: Path) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
+    """The version before this one: its images by label, by shard; and what succeeded what since (new: old name)."""
+    known = _versions(data)
+    if known["current"].keys() == _all(data).keys():
+        return known["previous"], known["was"]
+    return known["current"], known["next"]
+
+
+def _versions(data: Path) -> dict[str, dict[str, Any]]:
+    path = data / VERSIONS
+    empty: dict[str, dict[str, Any]] = {"previous": {}, "current": {}, "was": {}, "next": {}}
+    return json.loads(path.read_text()) if path.exists() else empty
+
+
+def _remember(data: Path, versions: dict[str, dict[str, Any]]) -> None:
+    content = json.dumps(versions, indent=1) + "\n"
+    replace(data / VERSIONS, lambda path: path.write_text(content))
+
+
+def _all(data: Path) -> dict[str, Path]:
+    return paths(data, [folder.name for folder in data.glob("[!.]*") if folder.is_dir() and exist(folder)])
+
+
 def _leaves() -> list[str]:
     return ["image.bytes", "image.path", *_MANIFEST_COLUMNS]
 
 
-def _read(path: Path, schema: pa.Schema = SCHEMA, columns: list[str] | None = None) -> pa.Table:
+@contextlib.contextmanager
+def _opened(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
+    """A file that has the schema's columns; what is damaged in it is said in one line."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             missing = set(schema.names) - set(file.schema_arrow.names)
@@ -141,11 +258,7 @@ def _read(path: Path, schema: pa.Schema = SCHEMA, columns: list[str] | None = No
             wrong = [f.name for f in schema if not file.schema_arrow.field(f.name).type.equals(f.type)]
             if wrong:
                 raise StageError(f"{path}: column {wrong[0]} is not of type {schema.field(wrong[0]).type}")
-            table = file.read(columns=columns)
-            # Page headers have no checksum, and a page of an unknown kind is passed over.
-            if len(table) != file.metadata.num_rows:
-                raise pa.ArrowInvalid(f"{len(table)} of {file.metadata.num_rows} rows")
-            return table
+            yield file
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
@@ -154,3 +267,16 @@ def _read(path: Path, schema: pa.Schema = SCHEMA, columns: list[str] | None = No
             f"{path}: damaged ({reason}); restore it with `dvc checkout data.dvc --force` or `dvc pull`, "
             "or remove it and ingest its source again"
         ) from None
+
+
+def _read(
+    path: Path, schema: pa.Schema = SCHEMA, columns: list[str] | None = None, groups: list[int] | None = None
+) -> pa.Table:
+    with _opened(path, schema) as file:
+        wanted = range(file.num_row_groups) if groups is None else groups
+        table = file.read_row_groups(list(wanted), columns=columns)
+        # Page headers have no checksum, and a page of an unknown kind is passed over.
+        expected = sum(file.metadata.row_group(i).num_rows for i in wanted)
+        if len(table) != expected:
+            raise pa.ArrowInvalid(f"{len(table)} of {expected} rows")
+        return table

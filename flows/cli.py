@@ -58,31 +58,74 @@ def sources() -> None:
     known = catalogue.load()
     here = summary(Path("data")).set_index("source")
     used = load().ingest.sources
-    table = Table("source", "title", "ai", "real", "used", "licence")
-    for name in [*known, *(n for n in [*here.index, *used] if n not in known)]:
+    table = Table("source", "title", "ai", "real", "used", "where", "licence")
+    for name in [*known, *(n for n in dict.fromkeys([*here.index, *used]) if n not in known)]:
         entry = known.get(name, catalogue.Entry(title="your own"))
         counts = [f"{here.loc[name].get(label, 0):,}" if name in here.index else "–" for label in ("ai", "real")]
-        table.add_row(name, entry.title, *counts, "yes" if name in used else "", entry.licence)
+        where = (used[name].from_ if name in used else None) or entry.location or ""
+        table.add_row(name, entry.title, *counts, "yes" if name in used else "", where, entry.licence)
     console.print(table)
 
 
 @app.command()
 def ingest(
     name: str,
-    from_: Annotated[str | None, typer.Option("--from", help="a folder or an archive")] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="a folder or an archive, s3://BUCKET/PREFIX, hf://OWNER/NAME, kaggle://OWNER/NAME, web:LIST, "
+            "feedback:FOLDER",
+        ),
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="what all of its images are: ai or real")] = None,
+    generator: Annotated[str | None, typer.Option(help="what made its images labelled ai")] = None,
+    max_images: Annotated[int | None, typer.Option(min=1, help="at most so many, of both labels alike")] = None,
+    per_generator: Annotated[int | None, typer.Option(min=1, help="at most so many of one generator")] = None,
 ) -> None:
     """Bring a source's images in, and use it from now on."""
     from flows import commands, settings
 
-    arguments = ["--from", str((START / Path(from_).expanduser()).resolve())] if from_ else []
-    _command(commands.stage("ingest", name, *arguments))
-    said = settings.remember_source(name, arguments[1] if arguments else None)
-    if said:
-        print(said)
-    _command(commands.dvc("add", "data"))
-    if commands.remotes():
-        _command(commands.dvc("push", "data.dvc"))
-    print("data.dvc names this version of the data; commit it with git")
+    said = {
+        "from": _place(from_) if from_ else None,
+        "label": label,
+        "generator": generator,
+        "max_images": max_images,
+        "per_generator": per_generator,
+    }
+    options = [
+        text for key, value in said.items() if value is not None for text in (f"--{key.replace('_', '-')}", str(value))
+    ]
+    _command(commands.stage("ingest", name, *options))
+    changed = settings.remember_source(name, **said)
+    if changed:
+        print(changed)
+    _version_data()
+
+
+@app.command()
+def forget(
+    sha256: Annotated[
+        list[str] | None, typer.Argument(help="of images, or how theirs begin (8 digits at least)")
+    ] = None,
+    origin: Annotated[
+        str | None, typer.Option(help="images whose origin matches, `*` and `?` as in file names")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="of this source only")] = None,
+    reason: Annotated[str, typer.Option(help="is logged")] = "",
+) -> None:
+    """Remove images for good: from the shards, the arrays and the index, and from every later version of the data."""
+    from components.ingest import forget as removal
+    from components.preprocess import forget as arrays
+
+    removed = removal.forget(Path("data"), Path("artifacts/ingest"), sha256 or [], origin, source, reason)
+    arrays.forget(Path("data"), Path("artifacts/arrays"), Path("artifacts/index.parquet"), removed)
+    print(
+        f"{removed.images:,} images removed; data/forgotten.json names them, and they don't come back. Earlier "
+        "versions of the data still hold them: `dvc gc --workspace` (and `--cloud`) removes what no version in use "
+        "needs"
+    )
+    _version_data()
 
 
 @app.command()
@@ -237,6 +280,30 @@ def _from_start(path: Path) -> Path:
     return path if Path.cwd() == START else START / path
 
 
+def _place(where: str) -> str:
+    """A source's place with its path, if it has one, made absolute."""
+    scheme, colon, rest = where.partition(":")
+    if colon and scheme in ("web", "feedback") and "://" not in where:
+        return f"{scheme}:{_from_start(Path(rest).expanduser()).resolve()}"
+    return where if "://" in where else str(_from_start(Path(where).expanduser()).resolve())
+
+
+def _version_data() -> None:
+    from flows import commands, doctor
+
+    _command(commands.dvc("add", "data"))
+    if commands.remotes():
+        said: list[str] = []
+        try:
+            commands.run(commands.dvc("push", "data.dvc"), said.append)
+        except commands.CommandFailed:
+            raise StageError(
+                f"data.dvc names this version of the data, but it isn't on the DVC remote yet: "
+                f"{doctor.remote_trouble(said)}; `dvc push` sends it"
+            ) from None
+    print("data.dvc names this version of the data; commit it with git")
+
+
 def _registry() -> Any:
     from components.params import load
     from components.register.registry import Registry
@@ -269,7 +336,7 @@ def _after_run(models: list[str]) -> None:
     print(f"champion: {name} version {champion}" if champion else "champion: none")
     reported = registration["candidate"] or models[0]
     print(f"report:   {Path('artifacts/evaluation', reported, 'report.html').resolve().as_uri()}")
-    print(f"data:     {Path('artifacts/validation/data_docs/index.html').resolve().as_uri()}")
+    print(f"data:     {Path('artifacts/validation/report.html').resolve().as_uri()}")
     bin_ = Path(sys.executable).parent
     shown = bin_.relative_to(Path.cwd()) if bin_.is_relative_to(Path.cwd()) else bin_
     print(

@@ -1,13 +1,16 @@
 """What works here and what doesn't."""
 
+import json
 import os
 import platform
+import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from components import params, tracking
 from components.stage import StageError
@@ -88,22 +91,67 @@ def _remote() -> str:
     listed = subprocess.run(commands.dvc("remote", "list"), env=commands.environment(), capture_output=True, text=True)
     if listed.returncode:
         raise StageError(f"DVC doesn't work here: {(listed.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-    if not listed.stdout.strip():
+    remotes = listed.stdout.strip().splitlines()
+    if not remotes:
         return "no remote; the data has no second copy. `dvc remote add --default NAME s3://BUCKET/PATH` adds one"
+    name = " ".join(next((r for r in remotes if r.endswith("(default)")), remotes[0]).split()[:2])
     try:
         answer = subprocess.run(
-            commands.dvc("status", "--cloud", "--json", "data.dvc"),
+            commands.dvc("status", "--cloud", "--json"),
             env=commands.environment(),
             capture_output=True,
             text=True,
             timeout=60,
         )
     except subprocess.TimeoutExpired:
-        raise StageError("the remote doesn't answer within a minute") from None
+        raise StageError(f"{name}: it doesn't answer within a minute") from None
     if answer.returncode:
-        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise StageError(f"the remote doesn't answer: {reason.removeprefix('ERROR: ')}")
-    return f"{' '.join(listed.stdout.split()[:2])} answers"
+        raise StageError(f"{name}: {remote_trouble(answer.stderr.splitlines())}")
+    different = json.loads(answer.stdout or "{}")
+    folders = {str(folder) for path in different for folder in PurePosixPath(path).parents}
+    files = Counter(status for path, status in different.items() if path not in folders)
+    said = [f"{files[status]:,} {what}" for status, what in _FILES.items() if files[status]]
+    text = "; ".join([f"{name} answers", *(said or ["all of this version is on it and here"])])
+    if files["missing"]:
+        raise StageError(text)
+    return text
+
+
+_FILES = {
+    "new": "files of this version aren't on it yet: `dvc push` sends them",
+    "deleted": "files of this version aren't here: `dvc pull` brings them",
+    "missing": "files of this version are neither on it nor here: `dvc push` them from where they are",
+}
+"""What DVC's words for a file mean."""
+
+_TROUBLES = {
+    r"locate credentials|partial credentials|config profile": "no credentials for it; set AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    r"NoSuchBucket|bucket does not exist": "its bucket doesn't exist; create it, or name another: `dvc remote modify`",
+    r"\b403\b|AccessDenied|Forbidden|SignatureDoesNotMatch|InvalidAccessKeyId|ExpiredToken": "access denied (403): the "
+    "credentials in use are wrong, or may not do this",
+    r"InternalError|ServiceUnavailable|SlowDown|Internal Server Error|\b50[0234]\b": "the server fails; run the same "
+    "command again, which goes on with what is missing",
+    r"connect|timed? ?out|resolve": "it doesn't answer; once it does, run the same command again, which goes on with "
+    "what is missing",
+    r"no space left|quota": "its disk is full",
+    r"no remote specified": "none is the default; `dvc remote default NAME` says which is",
+}
+
+
+def remote_trouble(said: Iterable[str]) -> str:
+    """What DVC's complaint about a remote means, as one line that says what to do.
+
+    Args:
+        said: the lines of the command that failed; of many files, the first one's trouble is told.
+    """
+    errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
+    reason = next(iter(errors), "no reason given").removeprefix("unexpected error - ")
+    reason = re.sub(r"^failed to transfer '\w+' - |\[Errno 121\] ", "", reason)
+    for pattern, meaning in _TROUBLES.items():
+        if re.search(pattern, reason, re.IGNORECASE):
+            return f"{meaning} ({reason})"
+    return reason
 
 
 def _disk() -> str:

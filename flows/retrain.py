@@ -12,7 +12,7 @@ from prefect.states import Completed, Failed
 
 from components import params
 from components.stage import StageError
-from flows import commands, locks
+from flows import commands, doctor, locks
 
 SOLO = ("validate", "preprocess")
 EACH = ("train", "evaluate")
@@ -39,9 +39,7 @@ def version() -> State[Any]:
 @task(task_run_name="push", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 30])
 def push() -> State[Any]:
     """Send the data to the remote, where one is configured."""
-    if not commands.remotes():
-        return Completed(message="no remote is configured")
-    return _run(commands.dvc("push", "data.dvc"))
+    return _send("data.dvc")
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
@@ -58,17 +56,33 @@ def register() -> State[Any]:
     return _run(commands.stage("register"))
 
 
+@task(task_run_name="share", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 30])
+def share() -> State[Any]:
+    """Send what the stages made to the remote too, so that a clone that pulls has nothing to run."""
+    return _send()
+
+
+@task(task_run_name="show data", cache_policy=NO_CACHE)
+def show_data() -> None:
+    """Link what validation found, good or bad, in the Prefect UI."""
+    for name, key, text in (
+        ("report.html", "data", "What is wrong with the data"),
+        ("data_docs/index.html", "data-docs", "Great Expectations Data Docs"),
+    ):
+        path = Path("artifacts/validation", name)
+        if path.exists():
+            create_link_artifact(path.resolve().as_uri(), key=key, link_text=text)
+
+
 @task(task_run_name="publish", cache_policy=NO_CACHE)
 def publish(models: list[str]) -> None:
     """Show what came out in the Prefect UI."""
     create_markdown_artifact(summary(models), key="retraining", description="What was trained and decided")
-    docs = Path("artifacts/validation/data_docs/index.html")
-    create_link_artifact(docs.resolve().as_uri(), key="data-docs", link_text="Great Expectations Data Docs")
 
 
 @flow(name="retrain", persist_result=False)
 def retrain() -> State[Any]:
-    """Ingest, version, validate, preprocess, train, evaluate, register."""
+    """Ingest, version, push, validate, preprocess, train, evaluate, register, share."""
     try:
         models = list(params.load().train.models)
         with locks.only_run(Path("artifacts")):
@@ -85,12 +99,17 @@ def _steps(models: list[str]) -> State[Any]:
     stale = commands.stale()
     for name in stages(models):
         state = reproduce(name, stale, return_state=True)
+        if name == "validate":
+            show_data()
         if not state.is_completed():
             return Failed(message=state.message)
     state = register(return_state=True)
     if not state.is_completed():
         return Failed(message=state.message)
     publish(models)
+    state = share(return_state=True)
+    if not state.is_completed():
+        return Failed(message=state.message)
     return Completed(message="retrained" if stale else UNCHANGED)
 
 
@@ -128,6 +147,22 @@ def _run(command: list[str]) -> State[Any]:
         commands.run(command, get_run_logger().info)
     except commands.CommandFailed as error:
         return Failed(message=str(error))
+    return Completed(message="done")
+
+
+def _send(*targets: str) -> State[Any]:
+    if not commands.remotes():
+        return Completed(message="no remote is configured")
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        get_run_logger().info(line)
+
+    try:
+        commands.run(commands.dvc("push", *targets), say)
+    except commands.CommandFailed:
+        return Failed(message=f"the DVC remote: {doctor.remote_trouble(said)}")
     return Completed(message="done")
 
 

@@ -2,11 +2,11 @@
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 
 from components import params
-from components.params import Source
 from components.stage import StageError
 
 PARAMS = Path("params.yaml")
@@ -38,19 +38,25 @@ def use(preset: str, *, force: bool) -> str:
     return "\n".join([f"params.yaml is now the preset {preset}:", *shown])
 
 
-def remember_source(name: str, from_: str | None) -> str | None:
+def remember_source(name: str, **said: Any) -> str | None:
     """Put a source into `ingest.sources`; what changed, or None where nothing did.
 
-    A catalogue's archive is read once, so its place isn't kept; a folder is read again at every run.
+    A catalogue's archive is read once, so its path isn't kept; every other place is looked at again at every run.
+
+    Args:
+        name: of the source.
+        said: what the command said of it, by the keys of `ingest.sources`; null where it said nothing.
     """
-    sources = params.load(PARAMS).ingest.sources
-    living = from_ is not None and Path(from_).is_dir()
-    known = sources.get(name)
-    if known is not None and (not living or known.from_ == from_):
+    known = params.load(PARAMS).ingest.sources.get(name)
+    said = {key: value for key, value in said.items() if value is not None}
+    if "from" in said and Path(said["from"]).is_file():
+        del said["from"]
+    old = known.model_dump(by_alias=True, exclude_defaults=True) if known else {}
+    if known is not None and old == old | said:
         return None
     text = PARAMS.read_text()
     document = parse_yaml_for_update(text, str(PARAMS))
-    entry = dict((known or Source()).model_dump(by_alias=True, exclude_defaults=True))
-    document["ingest"]["sources"][name] = {**entry, "from": from_} if living else entry
+    document["ingest"]["sources"][name] = old | said
     PARAMS.write_text(dumps_yaml(document))
-    return f"params.yaml: ingest.sources.{name} {'reads ' + str(from_) if living else 'is used from now on'}"
+    what = ", ".join(f"{key}: {value}" for key, value in said.items())
+    return f"params.yaml: ingest.sources.{name} {f'has {what}' if what else 'is used from now on'}"

@@ -68,7 +68,8 @@ def test_settings_that_are_left_out_get_their_defaults(tmp_path: Path) -> None:
         (
             "validate.min_image",
             "min_images",
-            "max_rejected_share, min_class_share, min_images, min_side, near_distance",
+            "audit_images, max_drift, max_label_noise, max_metadata_auc, max_pixel_auc, max_rejected_share, "
+            "min_class_share, min_images, min_side, near_distance, seed",
         ),
         ("train.models.small.learning_rte", "learning_rate", "batch_size, epochs, flip, label_smoothing"),
         ("ingest.sources.mine.form", "from", "from, labels"),

@@ -47,7 +47,9 @@ def evaluate(
     from components.networks.inference import Scorer
 
     index = pd.read_parquet(index_path)
-    index = index[index["split"] != "train"].reset_index(drop=True)
+    n_left_out = int(index["split"].isna().sum())
+    index = index[index["split"].isin(["validation", "test"])].reset_index(drop=True)
+    equalise = json.loads((arrays / "made.json").read_text())["equalise"]
     labels = (index["label"] == "ai").to_numpy()
     held, test = (index["split"] == "validation").to_numpy(), (index["split"] == "test").to_numpy()
     scorer = Scorer(trained / "network.keras")
@@ -56,9 +58,9 @@ def evaluate(
     p = decision.probabilities(logits)
 
     result = _judge(index[test], labels[test], p[test], decision, settings)
-    result["n_validation"] = int(held.sum())
+    result["n_validation"], result["n_left_out"] = int(held.sum()), n_left_out
     files = shards.paths(data, index["source"].unique())
-    result["robustness"] = _degraded(scorer, decision, view, index[test], files, settings)
+    result["robustness"] = _degraded(scorer, decision, (view, equalise), index[test], files, settings)
 
     out.mkdir(parents=True, exist_ok=True)
     pictures = [out / "curves.png", out / "scores.png", out / "mistakes.png", out / "examples.png"]
@@ -67,7 +69,9 @@ def evaluate(
     _contact_sheets(index[test], labels[test], p[test], decision, files, pictures[2], pictures[3])
     report.write(name, result, decision, pictures, out / "report.html")
     index.assign(probability=p)[PREDICTIONS].to_parquet(out / "predictions.parquet", index=False)
-    (out / "decision.json").write_text(json.dumps({**asdict(decision), "view": view}, indent=2) + "\n")
+    (out / "decision.json").write_text(
+        json.dumps({**asdict(decision), "view": view, "equalise": equalise}, indent=2) + "\n"
+    )
     stage.replace(out / "metrics.json", lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
     _log(name, trained, result, out)
     return result
@@ -113,7 +117,7 @@ def _judge(
 def _degraded(
     scorer: Any,
     decision: decisions.Decision,
-    view: str,
+    sight: tuple[str, Any],
     rows: pd.DataFrame,
     files: dict[str, Path],
     settings: Evaluate,
@@ -124,7 +128,7 @@ def _degraded(
     rows = rows.sort_values(["shard", "row"])
     labels = (rows["label"] == "ai").to_numpy()
     batches = parallel.batched((data for _, data in shards.load(files, rows)), 100)
-    parts = list(parallel.ordered_map(_degrade, ((batch, view) for batch in batches), inline=1))
+    parts = list(parallel.ordered_map(_degrade, ((batch, *sight) for batch in batches), inline=1))
     entries = []
     for number, (degradation, _, strength) in enumerate(robustness.GRID):
         pixels = np.concatenate([part[number] for part in parts])
@@ -142,11 +146,11 @@ def _degraded(
     return entries
 
 
-def _degrade(task: tuple[list[bytes], str]) -> list[np.ndarray]:
-    batch, view = task
+def _degrade(task: tuple[list[bytes], str, Any]) -> list[np.ndarray]:
+    batch, view, equalise = task
     decoded = [images.decode(data) for data in batch]
     return [
-        np.stack([images.render(function(image, strength), view) for image in decoded])
+        np.stack([images.render(images.equalise(function(image, strength), equalise), view) for image in decoded])
         for _, function, strength in robustness.GRID
     ]
 

@@ -1,10 +1,10 @@
 """One HTML page that a person reads."""
 
-import base64
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from components import page
 from components.evaluate import plots
 
 _TITLES = {
@@ -20,13 +20,6 @@ _TITLES = {
     "tpr_at_fpr_01": "ai found at 1 % false alarms",
     "tpr_at_fpr_05": "ai found at 5 % false alarms",
 }
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .25rem .8rem; text-align: left; }
-tr + tr { border-top: 1px solid #8886; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; background: white; } .big { font-size: 2.4rem; font-weight: 600; } .quiet { opacity: .7; }
-"""
 
 
 def write(name: str, metrics: dict[str, Any], decision: Any, pictures: list[Path], path: Path) -> None:
@@ -40,10 +33,18 @@ def write(name: str, metrics: dict[str, Any], decision: Any, pictures: list[Path
         f"{metrics['certain_accuracy']:.1%} are right. Threshold {decision.threshold:.3f}, uncertain from "
         f"{decision.low:.3f} to {decision.high:.3f}, temperature {decision.temperature:.2f}, all fitted on "
         f"{metrics['n_validation']:,} validation images.</p>",
+        *(
+            [
+                f"<p class=quiet>{metrics['n_left_out']:,} more images of the published test and validation sets copy "
+                "a training image; they are left out.</p>"
+            ]
+            if metrics["n_left_out"]
+            else []
+        ),
         "<p class=quiet>These figures hold for images like the ones it was trained on. On other generators and other "
         "cameras a detector is worse, often much worse.</p>",
         "<h2>Metrics</h2>",
-        _table(
+        page.table(
             ["", "value", "95 % interval"],
             [[title, _number(metrics[key]), _interval(metrics["intervals"][key])] for key, title in _TITLES.items()],
         ),
@@ -56,7 +57,7 @@ def write(name: str, metrics: dict[str, Any], decision: Any, pictures: list[Path
                 for group, m in groups.items()
             ]
             head = ["", "images", "balanced accuracy", "AUROC", "ai found", "interval of the first"]
-            parts += [f"<h2>{title}</h2>", _table(head, rows)]
+            parts += [f"<h2>{title}</h2>", page.table(head, rows)]
     if metrics["robustness"]:
         rows = [
             [r["degradation"], f"{r['strength']:g}", _number(r["balanced_accuracy"]), _number(r["auroc"])]
@@ -65,25 +66,11 @@ def write(name: str, metrics: dict[str, Any], decision: Any, pictures: list[Path
         n = metrics["robustness"][0]["n"]
         parts += [
             f"<h2>Degraded</h2><p class=quiet>{n:,} of the test images, at the same threshold.</p>",
-            _table(["", "strength", "balanced accuracy", "AUROC"], rows),
+            page.table(["", "strength", "balanced accuracy", "AUROC"], rows),
         ]
     parts.append("<h2>Pictures</h2>")
-    for picture in pictures:
-        data = base64.b64encode(plots.png(picture)).decode()
-        parts.append(f'<p><img alt="{escape(picture.stem)}" src="data:image/png;base64,{data}"></p>')
-    path.write_text(
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{escape(name)}: evaluation</title><style>{_STYLE}</style>{''.join(parts)}</html>\n"
-    )
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td{' class=n' if i else ''}>{escape(c)}</td>" for i, c in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    return f"<table><tr>{top}</tr>{body}</table>"
+    parts += [page.picture(plots.png(picture), picture.stem) for picture in pictures]
+    page.write(path, f"{name}: evaluation", parts)
 
 
 def _number(value: float | None) -> str:

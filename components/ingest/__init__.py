@@ -1,12 +1,16 @@
 """Images in: sources become shards under `data/`, atomically, in a fixed order, each image once."""
 
+import contextlib
+import dataclasses
+import fcntl
 import hashlib
+import importlib
 import json
-import os
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +20,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components import images, parallel, shards, stage
-from components.ingest import catalogue, readers, sample
-from components.params import Ingest, Sample, Source
+from components.ingest import catalogue, readers
+from components.ingest.source import Item, Part, Place
+from components.params import Ingest, Source
 from components.stage import StageError
 
 _SHARD_BYTES = 256 * 2**20
 _BATCH = 256
-
-
-@dataclass(frozen=True)
-class Item:
-    """An image file on its way in; `data` is None where it is larger than allowed."""
-
-    data: bytes | None
-    origin: str
-    label: str
-    generator: str | None = None
-    split: str | None = None
+_KINDS = {
+    "sample": "sample",
+    "kaggle": "kaggle",
+    "hf": "huggingface",
+    "s3": "s3",
+    "web": "web",
+    "http": "web",
+    "https": "web",
+    "feedback": "feedback",
+}
+"""The module that reads a source, by the scheme of its place; a path without one is a folder or an archive."""
 
 
 @dataclass(frozen=True)
@@ -48,202 +53,297 @@ class Outcome:
 def ingest(name: str, source: Source, settings: Ingest, data: Path, receipts: Path) -> Outcome:
     """Bring a source's new images into `data/<name>/`.
 
-    The same files give the same shards, byte for byte, and files that are there already add nothing. Either the
-    whole batch arrives or none of it. Files that can't be read go to `rejected.parquet` with the reason.
+    The same files give the same shards, byte for byte, and files that are there already add nothing. All of it
+    arrives or none: until the last part is read, what was read waits under `data/.incoming/`, and an ingestion that
+    was stopped goes on from there. Files that can't be read go to `rejected.parquet` with the reason.
 
     Args:
-        name: the source's name in the catalogue, or a new one for a folder or an archive of one's own.
-        source: where it is, if not the catalogue's own place.
+        name: the source's name in the catalogue, or a new one for images of one's own.
+        source: where it is, if not the catalogue's own place, and what of it is wanted.
         settings: the section `ingest`.
         data: folder of the shards.
         receipts: folder of small files that remember what was read, so that an unchanged source isn't read again.
 
     Raises:
-        StageError: nothing to read, no image in it that can be read, a folder whose label is unknown, or a damaged
-            archive.
+        StageError: nothing to read, no image in it that can be read, a label that can't be told, a damaged file,
+            a service that doesn't answer, or another ingestion of the same source at work.
     """
     entry = _entry(name, source)
-    folder = data / name
-    if entry.kind != "sample" and source.from_ is None:
-        if _has_shards(folder):
+    where = source.from_ or entry.location
+    folder, incoming = data / name, data / ".incoming" / name
+    if where is None:
+        if shards.exist(folder):
             return Outcome(unchanged=True)
-        raise StageError(_how_to_get(name, entry, folder))
+        raise StageError(f"{folder}: source {name!r} is not here; `trueframe ingest {name} --from PATH` brings it in")
 
-    receipt = receipts / f"{name}.json"
-    seen = _fingerprint(entry, source, settings)
-    if _is_current(receipt, seen, folder):
-        return Outcome(unchanged=True)
-    _clear_leftovers(data)
-    outcome = _store(name, _items(entry, source, settings), settings, data)
-    if not _has_shards(folder):
-        rejected = folder / shards.REJECTED
-        raise StageError(
-            f"{source.from_}: none of its images can be read; {rejected} holds them with the reasons"
-            if rejected.exists()
-            else f"{source.from_}: no images in it ({', '.join(sorted(readers.SUFFIXES))})"
-        )
-    content = json.dumps({"seen": seen, "shards": sorted(p.name for p in folder.glob("*.parquet"))})
-    stage.replace(receipt, lambda path: path.write_text(content))
+    with _only_one(name, incoming):
+        place = Place(name, where, entry, source, settings, incoming / "downloads")
+        kind = _kind(where)
+        seen = _digest(entry, source, kind.seen(place))  # reading it again brings nothing new until this changes
+        receipt = _Receipt.read(receipts / f"{name}.json")
+        if receipt.is_current(seen, folder):
+            return Outcome(unchanged=True)
+        if source.from_ is None and receipt.seen is None and where != "sample:" and shards.exist(folder):
+            return Outcome(unchanged=True)  # a clone has the images, though not the receipts
+        # What was covered by other rules may be wanted by these.
+        rules = _digest(entry, source.model_copy(update={"max_images": None, "per_generator": None}))
+        if receipt.is_whole(folder) and receipt.rules == rules:
+            place = dataclasses.replace(place, covered=receipt.covered)
+        batch = _Batch(place, seen, data, incoming)
+        batch.read(kind.parts(place))
+        outcome = batch.arrive()
+        if not shards.exist(folder):
+            rejected = folder / shards.REJECTED
+            raise StageError(
+                f"{where}: none of its images can be read; {rejected} holds them with the reasons"
+                if rejected.exists()
+                else f"{where}: no images in it ({', '.join(sorted(readers.SUFFIXES))})"
+            )
+        covered = place.covered | batch.covered
+        stored_ = sorted(p.name for p in folder.glob("*.parquet"))
+        _Receipt(seen, rules, stored_, covered).write(receipts / f"{name}.json")
+        shutil.rmtree(place.downloads, ignore_errors=True)
     return outcome
 
 
-def _has_shards(folder: Path) -> bool:
-    return any(p.name != shards.REJECTED for p in folder.glob("*.parquet"))
-
-
 def _entry(name: str, source: Source) -> catalogue.Entry:
+    """The catalogue's entry, with the settings' own words laid over it."""
     entry = catalogue.load().get(name, catalogue.Entry())
+    own = {key: getattr(source, key) for key in ("label", "generator", "columns") if getattr(source, key) is not None}
     if source.labels:
         # One's own words first, then the usual ones.
-        own = {label: [f.split("/") for f, said in source.labels.items() if said == label] for label in shards.LABELS}
-        taken = [rule for rules in own.values() for rule in rules]
-        rules = {
-            label: own[label] + [rule for rule in usual if rule not in taken] for label, usual in entry.labels.items()
+        said = {label: [f.split("/") for f, is_ in source.labels.items() if is_ == label] for label in shards.LABELS}
+        taken = [rule for rules in said.values() for rule in rules]
+        own["labels"] = {
+            label: said[label] + [rule for rule in usual if rule not in taken] for label, usual in entry.labels.items()
         }
-        entry = entry.model_copy(update={"labels": rules})
-    return entry
+    return entry.model_copy(update=own)
 
 
-def _how_to_get(name: str, entry: catalogue.Entry, folder: Path) -> str:
-    where = f"download it from {entry.homepage}, then" if entry.homepage else "then"
-    return f"{folder}: source {name!r} is not here; {where} `trueframe ingest {name} --from PATH`"
+def _kind(where: str) -> Any:
+    scheme, colon, _ = where.partition(":")
+    module = _KINDS.get(scheme.lower(), "files") if colon else "files"
+    return importlib.import_module(f"components.ingest.{module}")
 
 
-def _fingerprint(entry: catalogue.Entry, source: Source, settings: Ingest) -> str:
-    """Changes whenever reading the source again could bring something new."""
-    digest = hashlib.sha256(entry.model_dump_json().encode() + source.model_dump_json().encode())
-    if entry.kind == "sample":
-        digest.update(settings.sample.model_dump_json().encode())
-        return digest.hexdigest()
-    root = Path(str(source.from_)).expanduser()
-    digest.update(str(root.resolve()).encode())
-    for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+def _digest(*said: Any) -> str:
+    text = "".join(one if isinstance(one, str) else one.model_dump_json() for one in said)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _only_one(name: str, incoming: Path) -> Iterator[None]:
+    """Hold the source's lock; the system lets go of it when the process ends, however it ends."""
+    incoming.mkdir(parents=True, exist_ok=True)
+    with (incoming / "lock").open("w") as file:
         try:
-            status = path.stat()
-        except FileNotFoundError:
-            continue
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageError(f"{name}: another ingestion of it is at work; wait for it") from None
+        try:
+            yield
+        finally:
+            kept = {path.name for path in incoming.iterdir()} - {"lock", "plan.json"}
+            if not kept:
+                shutil.rmtree(incoming)
+                with contextlib.suppress(OSError):  # others are at work
+                    incoming.parent.rmdir()
 
 
-def _is_current(receipt: Path, seen: str, folder: Path) -> bool:
-    try:
-        known = json.loads(receipt.read_text())
-        return known["seen"] == seen and all((folder / name).exists() for name in known["shards"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return False
+@dataclass(frozen=True)
+class _Receipt:
+    """What was read, so that it needn't be read again."""
+
+    seen: str | None = None
+    rules: str = ""
+    shards: list[str] = field(default_factory=list)
+    covered: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, path: Path) -> "_Receipt":
+        try:
+            known = json.loads(path.read_text())
+            return cls(known["seen"], known["rules"], known["shards"], frozenset(known["covered"]))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return cls()
+
+    def write(self, path: Path) -> None:
+        content = json.dumps(dataclasses.asdict(self) | {"covered": sorted(self.covered)})
+        stage.replace(path, lambda target: target.write_text(content))
+
+    def is_whole(self, folder: Path) -> bool:
+        return bool(self.shards) and all((folder / name).exists() for name in self.shards)
+
+    def is_current(self, seen: str, folder: Path) -> bool:
+        return self.seen == seen and self.is_whole(folder)
 
 
-def _items(entry: catalogue.Entry, source: Source, settings: Ingest) -> Iterator[Item]:
-    if entry.kind == "sample":
-        yield from _sample_items(settings.sample)
-        return
-    root = Path(str(source.from_)).expanduser()
-    unknown: Counter[str] = Counter()
-    for path, data in readers.read(root, settings.max_file_mb * 2**20):
-        # The root's own name counts too: `--from photos/real` is a folder of real images.
-        named = f"{root.resolve().name}/{path}" if root.is_dir() else path
-        label = entry.label(named)
-        if label is None:
-            unknown[str(Path(path).parent)] += 1
-        elif not unknown:
-            yield Item(data, path, label, entry.generator_of(named) if label == "ai" else None, entry.split(path))
-    if unknown:
-        shown = ", ".join(f"{folder} ({n} files)" for folder, n in unknown.most_common(5))
-        rules = "; ".join(
-            f"{label}: {', '.join('/'.join(rule) for rule in alternatives)}"
-            for label, alternatives in entry.labels.items()
-        )
-        raise StageError(
-            f"{root}: unknown label folder: {shown}; nothing was ingested. Folders that are understood: {rules}. "
-            "Rename them, or say what they are under `labels` of the source in params.yaml"
-        )
+class _Batch:
+    """What one ingestion brings: read part by part into `data/.incoming/<source>/`, then moved into place at once."""
 
+    def __init__(self, place: Place, seen: str, data: Path, incoming: Path) -> None:
+        self.place, self.folder, self.incoming = place, data / place.name, incoming
+        stored = _stored(self.folder)
+        self.here = Counter(zip(stored["sha256"], stored["label"], strict=True))
+        self.refused_before = set(shards.rejected(data, place.name)["sha256"])
+        self.forgotten = shards.forgotten(data)
+        self.counts: Counter[str] = Counter()  # of this ingestion: added, known, rejected
+        # Of all that is here, for the limits: by label and by generator.
+        self.taken: Counter[str] = Counter(f"label {label}" for label in stored["label"])
+        self.taken.update(f"generator {generator}" for generator in stored["generator"].dropna())
+        self.covered: frozenset[str] = frozenset()
+        self.parts: list[Path] = []
+        self.progress = parallel.Progress(f"{place.name}: images read")
+        self._take_up(seen)
 
-def _sample_items(settings: Sample) -> Iterator[Item]:
-    tasks = ((index, settings.size, settings.seed) for index in range(settings.n_images))
-    progress = parallel.Progress("sample: images made", settings.n_images)
-    for made in parallel.ordered_map(_make_samples, parallel.batched(tasks, 64)):
-        progress.add(len(made))
-        yield from made
+    def _take_up(self, seen: str) -> None:
+        """Keep what an earlier, stopped ingestion of the same images read, and nothing else."""
+        plan = self.incoming / "plan.json"
+        if plan.exists() and json.loads(plan.read_text())["seen"] == seen:
+            return
+        for leftover in self.incoming.glob("part-*"):
+            shutil.rmtree(leftover)
+        stage.replace(plan, lambda path: path.write_text(json.dumps({"seen": seen})))
 
+    def read(self, parts: Iterator[Part]) -> None:
+        """Read the parts, those that are whole already excepted."""
+        for part in parts:
+            if self._is_full():
+                break
+            folder = self.incoming / f"part-{hashlib.sha256(part.key.encode()).hexdigest()[:16]}"
+            if not (folder / "done.json").exists():
+                self._read(part, folder)
+            done = json.loads((folder / "done.json").read_text())
+            self.counts.update(done["counts"])
+            self.taken.update(done["taken"])
+            self.here.subtract({(sha, label): n for sha, label, n in done["known"]})
+            self.parts.append(folder)
+            if done["whole"]:
+                self.covered |= set(part.covers)
 
-def _make_samples(tasks: list[tuple[int, int, int]]) -> list[Item]:
-    made = []
-    for index, size, seed in tasks:
-        data, label = sample.make_image(index, size=size, seed=seed)
-        made.append(Item(data, f"{label}/{index:06d}.jpg", label, sample.generator_name(index)))
-    return made
+    def _read(self, part: Part, folder: Path) -> None:
+        counts: Counter[str] = Counter()
+        known: Counter[tuple[str, str]] = Counter()
+        taken: Counter[str] = Counter()
+        refused: list[dict[str, Any]] = []
+        about: list[dict[str, Any]] = []
+        identity = hashlib.sha256(part.key.encode())
+        whole = True
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
 
-
-def _store(name: str, items: Iterator[Item], settings: Ingest, data: Path) -> Outcome:
-    folder, incoming = data / name, data / f".incoming-{os.getpid()}"
-    here = _known(folder)
-    refused_before = set(shards.rejected(data, name)["sha256"])
-    counts = Counter[str]()
-    refused: list[dict[str, Any]] = []
-    identity = hashlib.sha256()
-    progress = parallel.Progress(f"{name}: images read")
-
-    def fresh() -> Iterator[tuple[Item, str]]:
-        for item in items:
-            progress.add()
-            digest = hashlib.sha256(item.data or item.origin.encode()).hexdigest()
-            # Copies inside one data set stay, for validation to count; only what an earlier batch brought is known.
-            if here[digest, item.label] > 0:
-                here[digest, item.label] -= 1
-                counts["known"] += 1
-            elif digest not in refused_before:
-                yield item, digest
-
-    def arrive() -> Iterator[dict[str, Any]]:
-        for batch in parallel.ordered_map(_describe, parallel.batched(fresh(), _BATCH)):
-            for row in batch:
-                if "reason" in row:
-                    refused.append(row)
-                    if len(refused) <= 20:
-                        print(
-                            f"{row['origin']}: {row['reason']}; moved to {folder / shards.REJECTED}",
-                            flush=True,
-                        )
+        def fresh() -> Iterator[tuple[Item, str]]:
+            nonlocal whole
+            for item in part.items():
+                self.progress.add()
+                digest = hashlib.sha256(item.data or item.origin.encode()).hexdigest()
+                if digest in self.forgotten:
                     continue
-                identity.update(f"{row['sha256']} {row['label']}\n".encode())
-                yield row | {"source": name}
+                # Copies inside one data set stay, for validation to count; only what an earlier batch brought is
+                # known.
+                key = digest, item.label
+                if self.here[key] > known[key]:
+                    known[key] += 1
+                elif digest in self.refused_before:
+                    continue
+                elif self._is_wanted(item, taken):
+                    taken.update(_kinds(item.label, item.generator))
+                    yield item, digest
+                else:
+                    whole = False
+                    if self._is_full(taken):
+                        return
 
-    try:
-        incoming.mkdir(parents=True)
-        parts = 0
-        for rows in _shardfuls(arrive(), settings.shard_images):
-            shards.write(incoming / f"{parts:05d}.parquet", rows)
-            counts["added"] += len(rows)
-            parts += 1
-        if refused:
-            table = pa.concat_tables(
-                [
-                    pa.Table.from_pandas(shards.rejected(data, name), shards.REJECTED_SCHEMA, preserve_index=False),
-                    pa.Table.from_pylist(refused, shards.REJECTED_SCHEMA),
-                ]
-            )
-            pq.write_table(table, incoming / shards.REJECTED)
-        if parts or refused:
-            folder.mkdir(exist_ok=True)
-        batch_name = identity.hexdigest()[:12]
-        for part in range(parts):
-            (incoming / f"{part:05d}.parquet").rename(folder / f"{batch_name}-{part:05d}.parquet")
-        if refused:
-            (incoming / shards.REJECTED).replace(folder / shards.REJECTED)
-    finally:
-        shutil.rmtree(incoming, ignore_errors=True)
-    return Outcome(counts["added"], counts["known"], len(refused))
+        def arrive() -> Iterator[dict[str, Any]]:
+            for batch in parallel.ordered_map(_describe, parallel.batched(fresh(), _BATCH)):
+                for row in batch:
+                    extra = {key: row.pop(key) for key in shards.ABOUT_COLUMNS}
+                    if "reason" in row:
+                        refused.append(row)
+                        if self.counts["rejected"] + len(refused) <= 20:
+                            moved = f"moved to {self.folder / shards.REJECTED}"
+                            print(f"{row['origin']}: {row['reason']}; {moved}", flush=True)
+                        continue
+                    if any(extra.values()):
+                        about.append(extra | {key: row[key] for key in ("sha256", "label", "origin")})
+                    identity.update(f"{row['sha256']} {row['label']}\n".encode())
+                    yield row | {"source": self.place.name}
+
+        try:
+            names: list[str] = []
+            for rows in _shardfuls(arrive(), self.place.settings.shard_images):
+                names.append(f"{len(names):05d}.parquet")
+                shards.write(folder / names[-1], rows)
+                counts["added"] += len(rows)
+            for file in names:
+                (folder / file).rename(folder / f"{identity.hexdigest()[:12]}-{file}")
+            for name, rows_, schema in (
+                (shards.REJECTED, refused, shards.REJECTED_SCHEMA),
+                (shards.ABOUT, about, shards.ABOUT_SCHEMA),
+            ):
+                if rows_:
+                    pq.write_table(pa.Table.from_pylist(rows_, schema), folder / name)
+            counts["known"], counts["rejected"] = sum(known.values()), len(refused)
+            done = {
+                "counts": counts,
+                "taken": taken,
+                "known": [[sha, label, n] for (sha, label), n in known.items()],
+                "whole": whole,
+            }
+            stage.replace(folder / "done.json", lambda path: path.write_text(json.dumps(done)))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _is_wanted(self, item: Item, taken: Counter[str]) -> bool:
+        """Whether the limits leave room for an image."""
+        limits = {"label": self._per_label(), "generator": self.place.source.per_generator}
+        return all(
+            limits[key.split(" ", 1)[0]] is None or self.taken[key] + taken[key] < limits[key.split(" ", 1)[0]]  # type: ignore[operator]
+            for key in _kinds(item.label, item.generator)
+        )
+
+    def _is_full(self, taken: Counter[str] | None = None) -> bool:
+        limit = self._per_label()
+        labels = [self.place.entry.label] if self.place.entry.label else shards.LABELS
+        return limit is not None and all(
+            self.taken[f"label {label}"] + (taken or Counter())[f"label {label}"] >= limit for label in labels
+        )
+
+    def _per_label(self) -> int | None:
+        """`max_images` is shared alike by the labels that the source can have."""
+        most = self.place.source.max_images
+        return most if most is None or self.place.entry.label else math.ceil(most / 2)
+
+    def arrive(self) -> Outcome:
+        """Move everything into place; the shards first, so that what is killed in between is finished by a rerun."""
+        parts = sorted(self.parts)
+        new = [path for part in parts for path in sorted(part.glob("*-*.parquet"))]
+        if self.counts["added"] or self.counts["rejected"]:
+            self.folder.mkdir(exist_ok=True)
+        for name, schema in ((shards.REJECTED, shards.REJECTED_SCHEMA), (shards.ABOUT, shards.ABOUT_SCHEMA)):
+            added = [part / name for part in parts if (part / name).exists()]
+            if added:
+                old = [self.folder / name] if (self.folder / name).exists() else []
+                table = pa.concat_tables([pq.read_table(path, schema=schema) for path in old + added])
+                unique = table.to_pandas().drop_duplicates([c for c in schema.names if c != "bytes"])
+                table = pa.Table.from_pandas(unique, schema, preserve_index=False)
+                stage.replace(self.folder / name, lambda path, table=table: pq.write_table(table, path))  # type: ignore[misc]
+        for path in new:
+            path.rename(self.folder / path.name)
+        for part in self.incoming.glob("part-*"):
+            shutil.rmtree(part)
+        (self.incoming / "plan.json").unlink(missing_ok=True)
+        return Outcome(self.counts["added"], self.counts["known"], self.counts["rejected"])
 
 
-def _known(folder: Path) -> Counter[tuple[str, str]]:
-    """How often each (sha256, label) is stored."""
-    found = {p.stem: p for p in folder.glob("*.parquet") if p.name != shards.REJECTED}
-    if not found:
-        return Counter()
-    rows = shards.manifest(found)
-    return Counter(zip(rows["sha256"], rows["label"], strict=True))
+def _kinds(label: str, generator: str | None) -> list[str]:
+    return [f"label {label}", *([f"generator {generator}"] if generator else [])]
+
+
+def _stored(folder: Path) -> pd.DataFrame:
+    found = {p.stem: p for p in shards.stored(folder)}
+    return shards.manifest(found) if found else pd.DataFrame(columns=["sha256", "label", "generator"])
 
 
 def _shardfuls(rows: Iterator[dict[str, Any]], limit: int) -> Iterator[list[dict[str, Any]]]:
@@ -265,6 +365,7 @@ def _describe(batch: list[tuple[Item, str]]) -> list[dict[str, Any]]:
     miniatures: list[np.ndarray] = []
     for item, digest in batch:
         row: dict[str, Any] = {"origin": item.origin, "label": item.label, "sha256": digest}
+        row |= {column: getattr(item, column) for column in shards.ABOUT_COLUMNS}
         try:
             if item.data is None:
                 raise images.ImageError("larger than ingest.max_file_mb")
@@ -294,26 +395,10 @@ def _describe(batch: list[tuple[Item, str]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _clear_leftovers(data: Path) -> None:
-    """Remove what a killed ingestion left; one that still runs keeps its own."""
-    for leftover in data.glob(".incoming-*"):
-        if not _is_running(leftover.name.rsplit("-", 1)[1]):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _is_running(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        return True
-    return int(pid) != os.getpid()  # in containers the ids of different runs are often the same
-
-
 def summary(data: Path) -> pd.DataFrame:
     """What is here: a row a source with its images by label."""
-    found = {f"{p.parent.name}/{p.stem}": p for p in sorted(data.glob("*/*.parquet")) if p.name != shards.REJECTED}
+    folders = sorted(p for p in data.glob("[!.]*") if p.is_dir())
+    found = {f"{folder.name}/{p.stem}": p for folder in folders for p in shards.stored(folder)}
     if not found:
         return pd.DataFrame(columns=["source", "ai", "real"])
     rows = shards.manifest(found)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from components import params, stage
+from components import params, shards, stage
 from components.ingest import ingest
 from components.params import Source
 
@@ -12,7 +12,16 @@ def run() -> None:
     """Ingest one source, or every source that the settings name."""
     parser = argparse.ArgumentParser(prog="python -m components.ingest", description=__doc__)
     parser.add_argument("name", nargs="?", help="a source; all that ingest.sources names by default")
-    parser.add_argument("--from", dest="from_", help="path of a folder or an archive")
+    parser.add_argument(
+        "--from",
+        dest="from_",
+        help="a folder or an archive, s3://BUCKET/PREFIX, hf://OWNER/NAME, kaggle://OWNER/NAME, web:LIST, "
+        "feedback:FOLDER",
+    )
+    parser.add_argument("--label", choices=shards.LABELS, help="what all of its images are")
+    parser.add_argument("--generator", help="what made its images labelled ai")
+    parser.add_argument("--max-images", type=int, help="at most so many, of both labels alike")
+    parser.add_argument("--per-generator", type=int, help="at most so many of one generator")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--receipts", type=Path, default=Path("artifacts/ingest"))
@@ -21,8 +30,8 @@ def run() -> None:
     settings = params.load(args.params).ingest
     for name in [args.name] if args.name else settings.sources:
         source = settings.sources.get(name, Source())
-        if args.from_:
-            source = source.model_copy(update={"from_": args.from_})
+        said = {key: getattr(args, key) for key in ("from_", "label", "generator", "max_images", "per_generator")}
+        source = Source.model_validate(source.model_dump() | {k: v for k, v in said.items() if v is not None})
         outcome = ingest(name, source, settings, args.data, args.receipts)
         if outcome.unchanged:
             print(f"{name}: nothing new")
@@ -30,6 +39,8 @@ def run() -> None:
             print(
                 f"{name}: {outcome.added:,} images added, {outcome.known:,} already here, {outcome.rejected:,} rejected"
             )
+    if not args.name and args.data.exists():
+        shards.seal(args.data)
 
 
 if __name__ == "__main__":

@@ -42,10 +42,37 @@ def read(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
     return _zip(path, max_bytes) if path.suffix.lower() == ".zip" else _tar(path, max_bytes)
 
 
+def member(path: Path, name: str) -> bytes | None:
+    """One file of a folder or an archive by the end of its path: its bytes, or None if it isn't there.
+
+    Raises:
+        StageError: the archive is damaged.
+    """
+    if path.is_dir():
+        found = sorted(p for p in path.rglob(PurePosixPath(name).name) if _ends(p.relative_to(path).as_posix(), name))
+        return found[0].read_bytes() if found else None
+    try:
+        if path.suffix.lower() == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                return next((archive.read(n) for n in archive.namelist() if _ends(n, name)), None)
+        with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            for entry in tar:
+                file = tar.extractfile(entry) if entry.isfile() and _ends(entry.name, name) else None
+                if file:
+                    return file.read()
+        return None
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise _damaged(path, error) from None
+
+
+def _ends(path: str, name: str) -> bool:
+    return f"/{path}".endswith(f"/{name}")
+
+
 def _folder(root: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         name = path.relative_to(root).as_posix()
-        if _wanted(name):
+        if wanted(name):
             yield name, path.read_bytes() if path.stat().st_size <= max_bytes else None
 
 
@@ -56,7 +83,7 @@ def _zip(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
             for member in members:
                 _refuse(path, member.filename, link=(member.external_attr >> 28) == 0o12)
             for member in members:
-                if member.is_dir() or not _wanted(member.filename):
+                if member.is_dir() or not wanted(member.filename):
                     continue
                 if member.flag_bits & 1:
                     raise StageError(f"{path}: encrypted; unpack it and ingest the folder")
@@ -70,7 +97,7 @@ def _tar(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
         with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 _refuse(path, member.name, link=member.issym() or member.islnk())
-                if not member.isfile() or not _wanted(member.name):
+                if not member.isfile() or not wanted(member.name):
                     continue
                 if member.size > max_bytes:
                     yield member.name, None
@@ -109,7 +136,8 @@ def _refuse(archive: Path, name: str, *, link: bool) -> None:
         raise StageError(f"{archive}: {name!r} is a link; refused, and nothing was ingested")
 
 
-def _wanted(name: str) -> bool:
+def wanted(name: str) -> bool:
+    """Whether a path is that of an image file: by its suffix, hidden files and what macOS adds left out."""
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") for part in path.parts[:-1]) or path.name.startswith("._")
     return path.suffix.lower() in SUFFIXES and "__MACOSX" not in path.parts and not hidden

@@ -21,6 +21,7 @@ subsampling. What separates them is the trace of the process, not the subject, t
 """
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -28,6 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import correlate, gaussian_filter
+
+from components import parallel
+from components.ingest.source import Item, Part, Place
+from components.params import Sample
 
 Array = NDArray[np.float32]
 
@@ -75,6 +80,32 @@ class _Exposure:
             quality=int(rng.integers(70, 96)),
             subsampling=int(rng.choice([0, 2])),
         )
+
+
+def seen(place: Place) -> str:
+    """Changes with the settings of the set."""
+    return place.settings.sample.model_dump_json()
+
+
+def parts(place: Place) -> Iterator[Part]:
+    """One part: the whole set."""
+    yield Part("", lambda: _items(place.settings.sample))
+
+
+def _items(settings: Sample) -> Iterator[Item]:
+    tasks = ((index, settings.size, settings.seed) for index in range(settings.n_images))
+    progress = parallel.Progress("sample: images made", settings.n_images)
+    for made in parallel.ordered_map(_make_items, parallel.batched(tasks, 64)):
+        progress.add(len(made))
+        yield from made
+
+
+def _make_items(tasks: list[tuple[int, int, int]]) -> list[Item]:
+    made = []
+    for index, size, seed in tasks:
+        data, label = make_image(index, size=size, seed=seed)
+        made.append(Item(data, f"{label}/{index:06d}.jpg", label, generator_name(index)))
+    return made
 
 
 def make_image(index: int, *, size: int = 64, seed: int = 7) -> tuple[bytes, str]:

@@ -28,11 +28,14 @@ class Scorer:
         """Logits of `ai`.
 
         Args:
-            pixels: uint8, shape (n, side, side, 3).
+            pixels: uint8, shape (n, side, side, 3), or (n, crops, side, side, 3): of several crops of an image, the
+                mean of their logits counts.
 
         Returns:
             float32, shape (n,).
         """
+        if pixels.ndim == 5:
+            return self.logits(pixels.reshape(-1, *pixels.shape[2:])).reshape(pixels.shape[:2]).mean(1)
         blocks = [
             np.asarray(self._call(np.ascontiguousarray(pixels[start : start + _BLOCK])))[:, 0]
             for start in range(0, len(pixels), _BLOCK)

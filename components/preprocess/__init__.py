@@ -23,8 +23,9 @@ def preprocess(
         sources: which of them.
         groups: near copies, as validation wrote them.
         settings: the section `preprocess`.
-        out: folder of the arrays, `<view>/<shard>.npy`: uint8, shape (images, side, side, 3).
-        index: Parquet file to write: a row an image with `COLUMNS`.
+        out: folder of the arrays, `<view>/<shard>.npy`: uint8, shape (images, side, side, 3), or
+            (images, crops, side, side, 3) for a view of several crops.
+        index: Parquet file to write: a row an image with `COLUMNS`. `split` is null where an image was left out.
 
     Returns:
         The index.
@@ -40,7 +41,8 @@ def preprocess(
         raise StageError(f"{groups}: made from other shards; run validate again")
     rows["split"] = splits.assign(rows, settings)
     splits.require_both_labels(rows)
-    arrays.update(files, rows, settings.views, out)
+    equalise = settings.equalise.model_dump() if settings.equalise else None
+    arrays.update(files, rows, settings.views, equalise, out)
     result = rows[COLUMNS]
     stage.replace(index, lambda path: result.to_parquet(path, index=False))
     return result

@@ -20,6 +20,12 @@ def run() -> None:
 
     settings = params.load(args.params)
     index = preprocess(args.data, settings.ingest.sources, args.groups, settings.preprocess, args.out, args.index)
+    left_out = int(index["split"].isna().sum())
+    if left_out:
+        print(
+            f"{left_out:,} published validation and test images copy a training image and are left out "
+            "(preprocess.keep_copies)"
+        )
     for split in SPLITS:
         counts = index.loc[index["split"] == split, "label"].value_counts()
         print(f"{split}: {', '.join(f'{counts[label]:,} {label}' for label in ('ai', 'real'))}")

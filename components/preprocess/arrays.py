@@ -1,7 +1,10 @@
 """Each shard decoded once for each view, in parallel, into arrays that are memory-mapped."""
 
+import contextlib
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,20 +13,27 @@ import PIL
 from components import images, parallel, shards, stage
 
 # Arrays are made again when the way from bytes to pixels changes.
-_MAKER = f"1, Pillow {PIL.__version__}"
+_MAKER = f"2, Pillow {PIL.__version__}"
+MADE = "made.json"
+Equaliser = dict[str, Any] | None
 
 
-def update(files: dict[str, Path], rows: pd.DataFrame, views: list[str], out: Path) -> None:
+def update(files: dict[str, Path], rows: pd.DataFrame, views: list[str], equalise: Equaliser, out: Path) -> None:
     """Make the arrays that are missing and remove those whose shard or view is gone.
 
     Args:
         files: the shards, as from `shards.paths`.
         rows: the manifest; its length by shard is that of the arrays.
         views: as in `preprocess.views`.
+        equalise: as in `preprocess.equalise`; null leaves the images as they are.
         out: folder of the arrays.
     """
     wanted = {f"{view}/{shard}": path.stat().st_size for view in views for shard, path in files.items()}
-    made = {name: size for name, size in _made(out).items() if wanted.get(name) == size and _file(out, name).exists()}
+    made = {
+        name: size
+        for name, size in _made(out, equalise).items()
+        if wanted.get(name) == size and _file(out, name).exists()
+    }
     keep = {_file(out, name) for name in made}
     for path in [p for p in out.rglob("*.npy") if p not in keep]:
         path.unlink()
@@ -31,58 +41,90 @@ def update(files: dict[str, Path], rows: pd.DataFrame, views: list[str], out: Pa
         if not any(folder.iterdir()):
             folder.rmdir()
 
+    missing = {
+        shard: [view for view in views if f"{view}/{shard}" not in made]
+        for shard in files
+        if any(f"{view}/{shard}" not in made for view in views)
+    }
     lengths = rows.groupby("shard").size()
-    tasks = []
-    for shard, path in files.items():
-        missing = [view for view in views if f"{view}/{shard}" not in made]
-        if missing:
-            tasks.append((path, int(lengths[shard]), {view: _file(out, f"{view}/{shard}") for view in missing}))
-    progress = parallel.Progress("images decoded", sum(n for _, n, _ in tasks))
-    for (_, n, targets), _ in zip(tasks, parallel.ordered_map(_decode, tasks), strict=True):
-        progress.add(n)
-        made |= {(name := str(t.relative_to(out).with_suffix(""))): wanted[name] for t in targets.values()}
-        _remember(out, made)
-    _remember(out, made)
+    progress = parallel.Progress("images decoded", int(sum(lengths[shard] for shard in missing)))
+    tasks = [
+        (path, group, {view: _partial(out, view, shard) for view in missing[shard]}, equalise)
+        for shard, path in files.items()
+        if shard in missing
+        for group in shards.row_groups(path)
+    ]
+    remaining = {shard: int(lengths[shard]) for shard in missing}
+    try:
+        for shard, absent in missing.items():
+            for view in absent:
+                _reserve(_partial(out, view, shard), (int(lengths[shard]), *images.view_shape(view)))
+        decoded = parallel.ordered_map(_decode, tasks, inline=1)
+        for (path, group, _, _), _ in zip(tasks, decoded, strict=True):
+            progress.add(len(group))
+            shard = f"{path.parent.name}/{path.stem}"
+            remaining[shard] -= len(group)
+            if not remaining[shard]:
+                for view in missing[shard]:
+                    _partial(out, view, shard).replace(_file(out, f"{view}/{shard}"))
+                    made[f"{view}/{shard}"] = wanted[f"{view}/{shard}"]
+                _remember(out, made, equalise)
+    finally:
+        for leftover in out.rglob("*.partial"):
+            leftover.unlink()
+    _remember(out, made, equalise)
     print(f"{progress.done:,} images decoded, {len(rows) - progress.done:,} from before", flush=True)
 
 
-def _decode(task: tuple[Path, int, dict[str, Path]]) -> None:
-    path, length, targets = task
-    partial = {view: target.with_suffix(".partial") for view, target in targets.items()}
-    streams = {}
-    try:
-        for view, target in partial.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            side = images.view_size(view)
-            streams[view] = target.open("wb")
-            header = {"descr": "|u1", "fortran_order": False, "shape": (length, side, side, 3)}
-            np.lib.format.write_array_header_1_0(streams[view], header)
-        for data in shards.files(path):
-            image = images.decode(data)
+def _reserve(path: Path, shape: tuple[int, ...]) -> None:
+    """An empty array's file, for several processes to fill."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + math.prod(shape))
+
+
+def _decode(task: tuple[Path, range, dict[str, Path], Equaliser]) -> None:
+    """Fill the rows of one group of a shard, in all views."""
+    path, group, targets, equalise = task
+    with contextlib.ExitStack() as stack:
+        streams = {view: stack.enter_context(target.open("r+b")) for view, target in targets.items()}
+        for view, stream in streams.items():
+            np.lib.format.read_magic(stream)
+            np.lib.format.read_array_header_1_0(stream)
+            stream.seek(group.start * math.prod(images.view_shape(view)), 1)
+        for data in shards.files(path, group):
+            image = images.equalise(images.decode(data), equalise)
             for view, stream in streams.items():
                 stream.write(images.render(image, view).tobytes())
-        for view, stream in streams.items():
-            stream.close()
-            partial[view].replace(targets[view])
-    finally:
-        for view, stream in streams.items():
-            stream.close()
-            partial[view].unlink(missing_ok=True)
+
+
+def succeed(out: Path, old: str, new: str, size: int | None) -> None:
+    """Remember that another array took an array's place, made from a shard of some size; or none, where it is null."""
+    known = json.loads((out / MADE).read_text())
+    known["shards"].pop(old, None)
+    if size is not None:
+        known["shards"][new] = size
+    _remember(out, known["shards"], known["equalise"])
 
 
 def _file(out: Path, name: str) -> Path:
     return out / f"{name}.npy"
 
 
-def _made(out: Path) -> dict[str, int]:
+def _partial(out: Path, view: str, shard: str) -> Path:
+    return out / f"{view}/{shard}.partial"
+
+
+def _made(out: Path, equalise: Equaliser) -> dict[str, int]:
     """What the arrays here were made from: the size of each one's shard."""
     try:
-        known = json.loads((out / "made.json").read_text())
-        return known["shards"] if known["maker"] == _MAKER else {}
+        known = json.loads((out / MADE).read_text())
+        return known["shards"] if (known["maker"], known["equalise"]) == (_MAKER, equalise) else {}
     except (FileNotFoundError, ValueError, KeyError):
         return {}
 
 
-def _remember(out: Path, made: dict[str, int]) -> None:
-    content = json.dumps({"maker": _MAKER, "shards": dict(sorted(made.items()))}, indent=1)
-    stage.replace(out / "made.json", lambda path: path.write_text(content))
+def _remember(out: Path, made: dict[str, int], equalise: Equaliser) -> None:
+    content = json.dumps({"maker": _MAKER, "equalise": equalise, "shards": dict(sorted(made.items()))}, indent=1)
+    stage.replace(out / MADE, lambda path: path.write_text(content))

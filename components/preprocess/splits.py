@@ -15,14 +15,15 @@ def assign(rows: pd.DataFrame, settings: Preprocess) -> pd.Series:
 
     What the publisher fixed stays, except that a source without validation (or test) images gives some of its
     training images for it. All others are drawn by a hash of their group, so that near copies stay together and
-    an image keeps its split when others come.
+    an image keeps its split when others come. A published validation or test image that copies a published training
+    image is left out, unless `keep_copies`.
 
     Args:
         rows: with the columns `source`, `split` (null where nobody fixed it) and `group`.
         settings: the section `preprocess`.
 
     Returns:
-        `train`, `validation` or `test`, with the index of `rows`.
+        `train`, `validation`, `test`, or null for what is left out, with the index of `rows`.
     """
     fixed = rows["split"]
     # One draw decides for a whole group, so what one of its sources has counts for its copies elsewhere too.
@@ -42,7 +43,10 @@ def assign(rows: pd.DataFrame, settings: Preprocess) -> pd.Series:
         held[rows["group"].isin(rows.loc[fixed == split, "group"])] = split
     undecided = fixed.isna() & held.notna()
     result = drawn.mask(undecided, held)
-    return result.mask(fixed.isin(["validation", "test"]), fixed)
+    published = fixed.isin(["validation", "test"])
+    result = result.mask(published, fixed)
+    copies = published & rows["group"].isin(rows.loc[fixed == "train", "group"])
+    return result if settings.keep_copies else result.mask(copies, None)
 
 
 def require_both_labels(rows: pd.DataFrame) -> None:

@@ -44,6 +44,7 @@ class Detector:
     def __init__(self, network: Path, decision: Path, version: str) -> None:
         fitted = json.loads(decision.read_text())
         self.view: str = fitted["view"]
+        self._equalise = fitted.get("equalise")
         self.version = version
         self._temperature, self._threshold = fitted["temperature"], fitted["threshold"]
         self._low, self._high = fitted["low"], fitted["high"]
@@ -77,7 +78,7 @@ class Detector:
                 continue
             row = self._verdict(float(next(logits)), one)
             if explain:
-                row["heatmap"] = self._heatmap(one.pixels)
+                row["heatmap"] = self._heatmap(one.pixels[0] if one.pixels.ndim == 4 else one.pixels)
             yield row
 
     def _open(self, file: Any) -> Opened:
@@ -86,7 +87,7 @@ class Detector:
             image = images.open_image(data)
             found = provenance.read(image)
             pixels = images.to_rgb(image)
-            return Opened(images.render(pixels, self.view), pixels.size, found)
+            return Opened(images.render(images.equalise(pixels, self._equalise), self.view), pixels.size, found)
         except images.ImageError as error:
             return Opened(None, error=str(error))
 

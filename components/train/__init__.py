@@ -71,7 +71,7 @@ def train(name: str, model: Model, index_path: Path, arrays: Path, checkpoints: 
 
 def _fit(name: str, model: Model, index: pd.DataFrame, arrays: Path, folder: Path, state: State, mlflow: Any) -> Any:
     keras = networks.load_keras()
-    from components.train.batches import Batches, Rows, shuffled
+    from components.train.batches import Batches, Rows, drawn_crops, shuffled
     from components.train.precision import use_precision
 
     keras.utils.set_random_seed(model.seed)
@@ -96,7 +96,8 @@ def _fit(name: str, model: Model, index: pd.DataFrame, arrays: Path, folder: Pat
             break
         _reseed(learner, model.seed, epoch)
         began = time.monotonic()
-        batches = Batches(rows, model.batch_size, shuffled(len(rows), model.seed, epoch))
+        order, crops = shuffled(len(rows), model.seed, epoch), drawn_crops(rows, model.seed, epoch)
+        batches = Batches(rows, model.batch_size, order, crops)
         # Keras would shuffle the batches once more, from a state that a killed process takes with it.
         fitted = learner.fit(batches, shuffle=False, verbose=0, callbacks=[progress.callback(epoch)])
         seconds = time.monotonic() - began

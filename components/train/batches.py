@@ -22,31 +22,52 @@ class Rows:
     def __len__(self) -> int:
         return len(self._row)
 
-    def pixels(self, which: np.ndarray) -> np.ndarray:
-        """uint8, shape (len(which), side, side, 3)."""
-        out = np.empty((len(which), *self._arrays[0].shape[1:]), np.uint8)
+    @property
+    def crops(self) -> int:
+        """How many crops of each image there are."""
+        return self._arrays[0].shape[1] if self._arrays[0].ndim == 5 else 1
+
+    def pixels(self, which: np.ndarray, crops: np.ndarray | None = None) -> np.ndarray:
+        """Some images, and of each one crop: the first, or that of `crops`.
+
+        Returns:
+            uint8, shape (len(which), side, side, 3).
+        """
+        out = np.empty((len(which), *self._arrays[0].shape[-3:]), np.uint8)
         shards = self._shard[which]
         for shard in np.unique(shards):
             here = np.flatnonzero(shards == shard)
-            out[here] = self._arrays[shard][self._row[which[here]]]
+            rows: Any = self._row[which[here]]
+            if self._arrays[shard].ndim == 5:
+                rows = rows, 0 if crops is None else crops[here]
+            out[here] = self._arrays[shard][rows]
         return out
 
 
 class Batches(keras.utils.PyDataset):
-    """One epoch: all images in an order that depends on the seed and the epoch alone."""
+    """One epoch: images in some order, and of each one crop: the first, or that of `crops`."""
 
-    def __init__(self, rows: Rows, batch_size: int, order: np.ndarray) -> None:
+    def __init__(self, rows: Rows, batch_size: int, order: np.ndarray, crops: np.ndarray | None = None) -> None:
         super().__init__(workers=1, use_multiprocessing=False, max_queue_size=8)
-        self._rows, self._size, self._order = rows, batch_size, order
+        self._rows, self._size, self._order, self._crops = rows, batch_size, order, crops
 
     def __len__(self) -> int:
         return math.ceil(len(self._order) / self._size)
 
     def __getitem__(self, position: int) -> tuple[Any, Any]:
-        which = self._order[position * self._size : (position + 1) * self._size]
-        return self._rows.pixels(which), self._rows.labels[which]
+        here = slice(position * self._size, (position + 1) * self._size)
+        which = self._order[here]
+        crops = None if self._crops is None else self._crops[here]
+        return self._rows.pixels(which, crops), self._rows.labels[which]
 
 
 def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation that is the same whenever this epoch is trained."""
     return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def drawn_crops(rows: Rows, seed: int, epoch: int) -> np.ndarray | None:
+    """A crop for each image of an epoch, the same whenever it is trained; None where there is one only."""
+    if rows.crops == 1:
+        return None
+    return np.random.default_rng([seed, epoch, 1]).integers(rows.crops, size=len(rows))

@@ -2,8 +2,9 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from components import params, stage
+from components import params, stage, tracking
 from components.validate import refuse, validate
 
 
@@ -16,7 +17,8 @@ def run() -> None:
     args = parser.parse_args()
 
     settings = params.load(args.params)
-    report = validate(args.data, settings.ingest.sources, settings.validate_, args.out)
+    report = validate(args.data, settings.ingest.sources, settings.validate_, args.out, settings.preprocess.equalise)
+    _log(report, args.out)
     counts = "; ".join(
         f"{source}: {', '.join(f'{n:,} {label}' for label, n in labels.items())}"
         for source, labels in report["by_source"].items()
@@ -24,8 +26,24 @@ def run() -> None:
     print(f"{report['n_images']:,} images ({counts}), {report['n_rejected']:,} files rejected")
     for problem in report["problems"]:
         print(f"{problem['severity']}: {problem['message']}")
-    refuse(report, args.out / "report.json")
-    print(f"passed; Data Docs: {(args.out / 'data_docs/index.html').resolve().as_uri()}")
+    refuse(report, args.out / "report.html")
+    print(f"passed; report: {(args.out / 'report.html').resolve().as_uri()}")
+
+
+def _log(report: dict[str, Any], out: Path) -> None:
+    mlflow = tracking.connect()
+    figures = {
+        **report["duplicates"],
+        "n_images": report["n_images"],
+        "metadata_auc": report["leakage"]["metadata_auc"],
+        "pixel_auc": report["leakage"]["pixel_auc"],
+        "label_noise": report["label_noise"]["share"],
+    }
+    with mlflow.start_run(run_name="validate"):
+        mlflow.set_tags({"stage": "validate", "passed": str(report["passed"]).lower(), **tracking.lineage()})
+        mlflow.log_metrics({name: float(value) for name, value in figures.items() if value is not None})
+        for name in ("report.html", "report.json", "flagged.csv"):
+            mlflow.log_artifact(str(out / name), "validation")
 
 
 if __name__ == "__main__":

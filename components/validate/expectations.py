@@ -21,19 +21,41 @@ class Problem:
     count: int
 
 
-def row_expectations(gxe: Any, settings: Validate) -> list[Any]:
-    """Of every image. `message` is filled with the number of images and the values that were found."""
+@dataclass(frozen=True)
+class Figure:
+    """One number about the whole, the limits that it has to keep, and what to say where it doesn't.
+
+    `message` may hold `{value}`; `count` is how many images it concerns. A null value keeps every limit.
+    """
+
+    check: str
+    severity: str
+    message: str
+    value: float | None
+    least: float | None = None
+    most: float | None = None
+    count: int = 0
+
+
+def row_expectations(gxe: Any, settings: Validate, details: dict[str, str]) -> list[Any]:
+    """Of every image. `message` is filled with the number of images and the values that were found.
+
+    Args:
+        gxe: `great_expectations.expectations`.
+        settings: the section `validate`.
+        details: what more there is to say of a check, by its name.
+    """
 
     def expect(kind: Any, severity: str, check: str, message: str, **of: Any) -> Any:
-        return kind(severity=severity, meta={"check": check, "message": message}, **of)
+        detail = details.get(check, "").replace("{", "{{").replace("}", "}}")
+        return kind(severity=severity, meta={"check": check, "message": message + detail}, **of)
 
-    in_set, between, not_null = (
-        gxe.ExpectColumnValuesToBeInSet,
-        gxe.ExpectColumnValuesToBeBetween,
-        gxe.ExpectColumnValuesToNotBeNull,
-    )
+    def never(column: str, severity: str, check: str, message: str) -> Any:
+        return expect(gxe.ExpectColumnValuesToBeInSet, severity, check, message, column=column, value_set=[False])
+
+    in_set = gxe.ExpectColumnValuesToBeInSet
     return [
-        expect(not_null, "critical", "label", "{count} images have no label", column="label"),
+        expect(gxe.ExpectColumnValuesToNotBeNull, "critical", "label", "{count} images have no label", column="label"),
         expect(
             in_set,
             "critical",
@@ -52,99 +74,76 @@ def row_expectations(gxe: Any, settings: Validate) -> list[Any]:
         ),
         expect(
             in_set,
+            "warning",
+            "format",
+            "{count} images are of a format that a browser doesn't show: {values}",
+            column="format",
+            value_set=["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"],
+        ),
+        never(
+            "damaged",
             "critical",
             "integrity",
             "{count} images are not the bytes that were ingested: restore their shards",
-            column="intact",
-            value_set=[True],
         ),
-        expect(
-            in_set,
+        never(
+            "conflicting",
             "critical",
             "label_conflict",
-            "{count} images have equal pixels and both labels: remove the wrong ones",
-            column="conflicting",
-            value_set=[False],
+            "{count} images have equal pixels and both labels: remove the wrong ones with `trueframe forget`",
+        ),
+        never(
+            "nearly_conflicting", "warning", "near_label_conflict", "{count} images look like one of the other label"
         ),
         expect(
-            between,
+            gxe.ExpectColumnValuesToBeBetween,
             "warning",
             "size",
             f"{{count}} images have a side below {settings.min_side} px",
             column="shorter_side",
             min_value=settings.min_side,
         ),
-        expect(
-            in_set,
+        never(
+            "repeats_in_split",
             "warning",
             "exact_within_split",
             "{count} images repeat an earlier image of their own split",
-            column="repeats_in_split",
-            value_set=[False],
         ),
-        expect(
-            in_set,
+        never(
+            "repeats_train",
             "warning",
             "exact_across_splits",
             "{count} images outside train have pixels that are in train too",
-            column="repeats_train",
-            value_set=[False],
         ),
-        expect(
-            in_set,
-            "warning",
-            "near_across_splits",
-            "{count} images outside train look like one in train",
-            column="resembles_train",
-            value_set=[False],
+        never(
+            "resembles_train", "warning", "near_across_splits", "{count} images outside train look like one in train"
         ),
     ]
 
 
-def table_expectations(gxe: Any, settings: Validate) -> list[Any]:
-    """Of the whole, a row of figures."""
-
-    def between(column: str, severity: str, message: str, **limits: float) -> Any:
-        return gxe.ExpectColumnValuesToBeBetween(
-            column=column, severity=severity, meta={"check": column, "message": message}, **limits
-        )
-
-    share = f"{settings.min_class_share:.0%} (validate.min_class_share)"
+def figure_expectations(gxe: Any, figures: list[Figure]) -> list[Any]:
+    """Of the whole: each figure within its limits."""
     return [
-        between(
-            "n_images",
-            "critical",
-            f"{{value:.0f}} images are fewer than {settings.min_images} (validate.min_images)",
-            min_value=settings.min_images,
-        ),
-        between(
-            "share_ai",
-            "critical",
-            f"only {{value:.1%}} of the images are labelled ai, less than {share}",
-            min_value=settings.min_class_share,
-        ),
-        between(
-            "share_real",
-            "critical",
-            f"only {{value:.1%}} of the images are labelled real, less than {share}",
-            min_value=settings.min_class_share,
-        ),
-        between(
-            "share_rejected",
-            "critical",
-            f"{{value:.1%}} of the files could not be read, more than {settings.max_rejected_share:.0%} "
-            "(validate.max_rejected_share)",
-            max_value=settings.max_rejected_share,
-        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column=f"{figure.check}_{number}",
+            severity=figure.severity,
+            meta={"check": figure.check, "message": figure.message, "count": figure.count},
+            min_value=figure.least,
+            max_value=figure.most,
+        )
+        for number, figure in enumerate(figures)
     ]
 
 
-def check(rows: pd.DataFrame, table: pd.DataFrame, settings: Validate, docs: Path) -> list[Problem]:
+def check(
+    rows: pd.DataFrame, details: dict[str, str], figures: list[Figure], settings: Validate, docs: Path
+) -> list[Problem]:
     """Run the checkpoint over the images and over the figures of the whole, and build the Data Docs.
 
     Args:
         rows: a row an image, with the columns that `row_expectations` names.
-        table: one row, with the columns that `table_expectations` names.
+        details: what more there is to say of a check of the images.
+        figures: about the whole.
         settings: the section `validate`.
         docs: folder of the Data Docs.
 
@@ -170,10 +169,13 @@ def check(rows: pd.DataFrame, table: pd.DataFrame, settings: Validate, docs: Pat
         },
     )
     source = context.data_sources.add_pandas("shards")
+    table = pd.DataFrame(
+        {f"{f.check}_{number}": [float("nan") if f.value is None else f.value] for number, f in enumerate(figures)}
+    )
     problems = []
     for name, frame, expectations in (
-        ("images", rows, row_expectations(gxe, settings)),
-        ("table", table, table_expectations(gxe, settings)),
+        ("images", rows, row_expectations(gxe, settings, details)),
+        ("table", table, figure_expectations(gxe, figures)),
     ):
         batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
         suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations))
@@ -194,7 +196,7 @@ def check(rows: pd.DataFrame, table: pd.DataFrame, settings: Validate, docs: Pat
 def _problem(result: Any) -> Problem:
     config, found = result.expectation_config, result.result
     values = found.get("partial_unexpected_list") or [float("nan")]
-    count = int(found.get("unexpected_count", 0))
+    count = config.meta.get("count", int(found.get("unexpected_count", 0)))
     message = config.meta["message"].format(
         count=f"{count:,}", value=values[0], values=", ".join(sorted({str(v) for v in values[:5]}))
     )

@@ -1,52 +1,95 @@
 """Can the label be told from what is not the picture?"""
 
+import math
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-_MOST = 20_000  # rows; more change the third digit only
+_FEWEST = 10  # images of a class
+_VALUES = 60  # of a column of words; rarer ones count as one
+_FOLDS = 3
 
 
-def audit(rows: pd.DataFrame, seed: int = 0) -> dict[str, object]:
-    """How well the metadata alone gives the label away.
+def auc(
+    features: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, seed: int
+) -> tuple[float | None, dict[str, float]]:
+    """How well a classifier tells the label from some columns, and from each of them alone.
 
     Args:
-        rows: the manifest.
+        features: a row an image; columns of words or truth values count as categories.
+        labels: bool, shape (n,): true for `ai`.
+        groups: shape (n,); copies share one, and are never on both sides of a fold.
         seed: of the folds.
 
     Returns:
-        `metadata_auc` (cross-validated area under the ROC curve of a gradient-boosted classifier on all columns,
-        0.5 where nothing leaks) and `by_column`, the same for each column alone. Both are null where a class has
-        fewer than ten images.
+        The cross-validated area under the ROC curve of gradient-boosted trees on all columns (0.5: nothing leaks),
+        and the same by column. Null and empty where a class has too few images.
     """
-    if rows["label"].value_counts().reindex(["ai", "real"], fill_value=0).min() < 10:
-        return {"metadata_auc": None, "by_column": {}}
-    if len(rows) > _MOST:
-        rows = rows.sample(_MOST, random_state=seed)
-    features = pd.DataFrame(
-        {
-            "format": rows["format"].astype("category").cat.codes,
-            "mode": rows["mode"].astype("category").cat.codes,
-            "width": rows["width"],
-            "height": rows["height"],
-            "aspect": rows["width"] / rows["height"],
-            "bytes_per_pixel": rows["n_bytes"] / (rows["width"] * rows["height"]),
-        }
+    if min(labels.sum(), (~labels).sum()) < _FEWEST or len(np.unique(groups)) < 2 * _FOLDS:
+        return None, {}
+    encoded = pd.DataFrame({name: _encoded(column) for name, column in features.items()})
+    words = [name for name in features if not pd.api.types.is_numeric_dtype(features[name])]
+    by_column = {
+        str(name): _auc(encoded[[name]], [name] if name in words else [], labels, groups, seed) for name in features
+    }
+    varied = [str(name) for name in features if encoded[name].nunique() > 1]
+    if len(varied) == 1:
+        return by_column[varied[0]], by_column
+    return _auc(encoded, words, labels, groups, seed), by_column
+
+
+def at_least(auc: float, n_ai: int, n_real: int) -> float:
+    """An area under the curve less two standard errors (Hanley & McNeil 1982): what a few images can't feign."""
+    one, two = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc) + (n_ai - 1) * (one - auc**2) + (n_real - 1) * (two - auc**2)
+    return auc - 2 * math.sqrt(max(0.0, variance) / (n_ai * n_real))
+
+
+def out_of_fold(features: Any, labels: np.ndarray, groups: np.ndarray, seed: int, **settings: Any) -> np.ndarray:
+    """P(ai) of each image by gradient-boosted trees that saw neither it nor a copy of it: float64, shape (n,)."""
+    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
+    model = HistGradientBoostingClassifier(
+        random_state=seed, min_samples_leaf=20 if len(labels) > 2000 else 5, **settings
     )
-    label = (rows["label"] == "ai").to_numpy()
-    by_column = {name: _auc(features[[name]], label, seed) for name in features}
-    return {"metadata_auc": _auc(features, label, seed), "by_column": by_column}
-
-
-def _auc(features: pd.DataFrame, label: np.ndarray, seed: int) -> float:
-    if (features.nunique() == 1).all():
-        return 0.5
-    folds = StratifiedKFold(3, shuffle=True, random_state=seed)
-    model = HistGradientBoostingClassifier(max_iter=50, random_state=seed)
     # So little work is done sooner by one thread, above all where others have the cores.
     with threadpool_limits(1):
-        scores = cross_val_predict(model, features, label, cv=folds, method="predict_proba")[:, 1]
-    return round(float(roc_auc_score(label, scores)), 4)
+        return cross_val_predict(model, features, labels, groups=groups, cv=folds, method="predict_proba")[:, 1]
+
+
+def tells(name: str, column: pd.Series, labels: np.ndarray) -> str:
+    """In words and figures, how a column tells the label: "format tells the label: PNG 100 % ai, JPEG 100 % real"."""
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column) or column.nunique() <= 4:
+        shares = pd.Series(labels, column.index).groupby(column.astype(str)).agg(["mean", "size"])
+        # The values that say most about most images come first.
+        shares["weight"] = (shares["mean"] - labels.mean()).abs() * shares["size"]
+        shares = shares.sort_values("weight", ascending=False)
+        shares = shares[shares["weight"] > shares["weight"].iloc[0] / 10].head(4)
+        said = [
+            f"{value} {max(row['mean'], 1 - row['mean']):.0%} {'ai' if row['mean'] >= 0.5 else 'real'}".replace(
+                "%", " %"
+            )
+            for value, row in shares.iterrows()
+        ]
+        return f"{name} tells the label: {', '.join(said)}"
+    ai, real = float(column[labels].median()), float(column[~labels].median())
+    return f"{name} tells the label: median {ai:.4g} of ai, {real:.4g} of real"
+
+
+def _encoded(column: pd.Series) -> pd.Series:
+    if pd.api.types.is_bool_dtype(column) or not pd.api.types.is_numeric_dtype(column):
+        words = column.astype(str)
+        common = words.value_counts().index[:_VALUES]
+        return words.map({value: code for code, value in enumerate(common)}).fillna(_VALUES)
+    return column.astype(float)
+
+
+def _auc(features: pd.DataFrame, words: list[Any], labels: np.ndarray, groups: np.ndarray, seed: int) -> float:
+    if (features.nunique() == 1).all():
+        return 0.5
+    scores = out_of_fold(features, labels, groups, seed, max_iter=50, categorical_features=words or None)
+    return round(float(roc_auc_score(labels, scores)), 4)

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from components import shards
+from components import images, shards
 from components.ingest import Outcome, ingest
-from components.params import Ingest, Source, Validate
+from components.params import Equalise, Ingest, Preprocess, Source, Validate
+from components.preprocess import splits
 from components.validate import validate
 
 Bring = Callable[..., tuple[Outcome, pd.DataFrame]]
@@ -54,12 +56,14 @@ def cifake(bring: Bring, downloads: Path) -> tuple[Outcome, pd.DataFrame]:
 
 
 @pytest.fixture(scope="module")
-def cifake_report(
-    cifake: tuple[Outcome, pd.DataFrame], data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
-    # The settings of the preset: so small images share near hashes by chance.
-    settings = Validate(min_images=1000, min_class_share=0.2, min_side=32, near_distance=2)
-    return validate(data, ["cifake"], settings, tmp_path_factory.mktemp("report"))
+def report_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="module")
+def cifake_report(cifake: tuple[Outcome, pd.DataFrame], data: Path, report_folder: Path) -> dict[str, Any]:
+    settings = Validate(min_images=1000, min_class_share=0.2, min_side=32)
+    return validate(data, ["cifake"], settings, report_folder)
 
 
 def counts(rows: pd.DataFrame, *columns: str) -> dict[Any, int]:
@@ -74,8 +78,17 @@ def test_art(bring: Bring, downloads: Path) -> None:
     assert rows[["width", "height"]].max(axis=1).max() <= 320
 
 
-def test_photos(bring: Bring, downloads: Path) -> None:
-    outcome, rows = bring("photos", downloads / "photos.zip")
+@pytest.fixture(scope="module")
+def photos(bring: Bring, downloads: Path) -> tuple[Outcome, pd.DataFrame]:
+    return bring("photos", downloads / "photos.zip")
+
+
+def messages(report: dict[str, Any], severity: str) -> dict[str, str]:
+    return {p["check"]: p["message"] for p in report["problems"] if p["severity"] == severity}
+
+
+def test_photos(photos: tuple[Outcome, pd.DataFrame]) -> None:
+    outcome, rows = photos
     assert outcome == Outcome(added=3777)
     assert counts(rows, "label", "generator") == {
         ("ai", "ai-generated-art"): 72,
@@ -103,9 +116,78 @@ def test_leaky_as_an_archive_and_as_a_folder(bring: Bring, downloads: Path, data
     )
 
     report = validate(data, ["leaky"], Validate(min_images=100), tmp_path / "report")
+    assert not report["passed"]
+    assert report["leakage"]["metadata_auc"] > 0.99
+    said = messages(report, "critical")
+    assert list(said) == ["leakage"]
+    assert "format tells the label: JPEG 100 % real, PNG 100 % ai" in said["leakage"]
+
+    report = validate(data, ["leaky"], Validate(min_images=100), tmp_path / "equal", Equalise())
     assert report["passed"]
     assert report["leakage"]["metadata_auc"] > 0.99
-    assert [p["check"] for p in report["problems"]].count("leakage") == 1
+    assert report["leakage"]["equalised"]["metadata_auc"] == 0.5
+    assert "After preprocess.equalise it can't (AUC 0.50)" in messages(report, "warning")["leakage"]
+
+
+def test_the_jpeg_tables_of_photos_tell_the_label(
+    photos: tuple[Outcome, pd.DataFrame], data: Path, tmp_path: Path
+) -> None:
+    """Four origins of photographs and eight generators, each saved by another program."""
+    report = validate(data, ["photos"], Validate(), tmp_path / "report")
+    assert not report["passed"]
+    message = messages(report, "critical")["leakage"]
+    assert "quantisation tells the label: quality 75 (dda7) 100 % ai, quality 83 (b3b8) 100 % real" in message
+    columns = report["leakage"]["by_column"]
+    assert max(columns, key=columns.__getitem__) == "quantisation"
+    assert columns["width"] < 0.55  # all are 256 px
+    assert validate(data, ["photos"], Validate(), tmp_path / "equal", Equalise())["passed"]
+
+
+def test_what_was_tampered_with_is_named(photos: tuple[Outcome, pd.DataFrame], data: Path, tmp_path: Path) -> None:
+    """5 % of the labels flipped, 30 images copied into test after another save, a source of one class."""
+    _, rows = photos
+    rows = rows.drop_duplicates("sha256").sample(3000, random_state=0)
+    rng = np.random.default_rng(1)
+    flipped = set(rng.choice(rows.index, 150, replace=False))
+    test = set(rng.choice(rows.index, 750, replace=False))
+    copied = set(rng.choice([row for row in rows.index if row not in test], 30, replace=False))
+    other = set(rows[rows["label"] == "real"].index[:60])
+    for row, file in shards.load(shards.paths(data, ["photos"]), rows):
+        label = str(rows.at[row, "label"])
+        if row in flipped:
+            label = "ai" if label == "real" else "real"
+        path = (
+            tmp_path / "set" / ("test" if row in test else "train") / label / f"{row}.{rows.at[row, 'format'].lower()}"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file)
+        if row in copied:
+            path = tmp_path / "set/test" / label / f"copy-{row}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images.decode(file).save(path, quality=60)
+        if row in other:
+            path = tmp_path / "other/real" / f"{row}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images.decode(file).rotate(90).save(path, quality=92)
+    section = Ingest.model_validate({"sources": {"set": {}, "other": {}}})
+    for name in section.sources:
+        source = Source.model_validate({"from": str(tmp_path / name)})
+        ingest(name, source, section, tmp_path / "data", tmp_path / "receipts")
+
+    report = validate(tmp_path / "data", ["set", "other"], Validate(), tmp_path / "report", Equalise())
+    said = messages(report, "warning")
+    assert said["one_class_source"].startswith("1 of 2 sources have images of one label only: other (60 real).")
+    assert report["duplicates"]["near_across_splits"] == 30
+    assert said["near_across_splits"].startswith("30 images outside train look like one in train: 30 in test")
+    flagged = pd.read_csv(tmp_path / "report/flagged.csv").set_index("check")
+    assert set(flagged.loc["near_across_splits", "origin"].str.extract(r"copy-(\d+)")[0].astype(int)) == copied
+    # 612 of the surest images give an estimate of 5 % a standard error of a point; some hard ones come to it.
+    assert 0.03 < report["label_noise"]["share"] < 0.1
+    assert said["label_noise"].startswith("about ")
+    candidates = flagged.loc["label_noise", "origin"].str.extract(r"(\d+)\.")[0].astype(int)
+    assert candidates.isin(flipped).mean() > 0.3  # 5 % by chance
+    page = (tmp_path / "report/report.html").read_text()
+    assert "Labels that look wrong" in page and "Near copies of training images outside train" in page
 
 
 def test_cifake_comes_in_whole(cifake: tuple[Outcome, pd.DataFrame]) -> None:
@@ -127,6 +209,30 @@ def test_the_copies_in_cifake_are_found(cifake_report: dict[str, Any]) -> None:
     assert found["exact_within_split"] == 930  # 920 in train, 10 in test
     assert found["exact_across_splits"] == 188
     assert found["label_conflicts"] == 0
+    said = messages(cifake_report, "warning")
+    assert said["exact_within_split"] == (
+        "930 images repeat an earlier image of their own split: 920 in train (all ai), 10 in test (all ai)"
+    )
+    assert said["exact_across_splits"] == (
+        "188 images outside train have pixels that are in train too: 188 in test (all ai); preprocess leaves them out "
+        "(preprocess.keep_copies)"
+    )
+    # One encoder saved them all: nothing but the size of the file differs, and that little.
+    assert cifake_report["leakage"]["metadata_auc"] < 0.65
+    assert cifake_report["label_noise"]["share"] < 0.01
+
+
+def test_the_copies_in_cifake_are_left_out_of_its_test_set(
+    cifake: tuple[Outcome, pd.DataFrame], cifake_report: dict[str, Any], report_folder: Path
+) -> None:
+    _, rows = cifake
+    rows = rows.merge(pd.read_parquet(report_folder / "groups.parquet"), on=["shard", "row"])
+    split = splits.assign(rows, Preprocess(views=["32"], validation=0.03))
+    # 188 equal ones, and one more that looks like a training image.
+    assert counts(rows[split.isna()], "split", "label") == {("test", "ai"): 188, ("test", "real"): 1}
+    assert (split == "test").sum() == 10_008 - 189
+    kept = splits.assign(rows, Preprocess(views=["32"], validation=0.03, keep_copies=True))
+    assert (kept == "test").sum() == 10_008
 
 
 def test_a_second_ingestion_of_cifake_adds_nothing(

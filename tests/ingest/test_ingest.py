@@ -1,7 +1,9 @@
 """Sources become shards: the same ones each time, all of them or none, and what can't be read is kept aside."""
 
+import fcntl
 import hashlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -348,7 +350,7 @@ def test_a_source_without_a_place_stays_what_it_is_or_says_where_to_get_it(
 ) -> None:
     section = Ingest.model_validate({"sources": {"cifake": {}}})
     place = (tmp_path / "data", tmp_path / "receipts")
-    with pytest.raises(StageError, match=r"download it from https://www\.kaggle\.com/.*ingest cifake --from PATH"):
+    with pytest.raises(StageError, match=r"https://www\.kaggle\.com/.*ingest cifake --from PATH"):
         ingest("cifake", Source(), section, *place)
     take_in("cifake", write_files(tmp_path / "download", cifake))
     assert ingest("cifake", Source(), section, *place) == Outcome(unchanged=True)
@@ -556,25 +558,30 @@ def test_a_failed_batch_changes_nothing_that_was_there(
     assert contents(tmp_path / "data") == before
 
 
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def test_the_leftovers_of_a_killed_ingestion_are_cleared(
+def test_two_ingestions_of_a_source_at_once_are_refused(
     tmp_path: Path, mine: Files, take_in: Callable[..., Outcome]
 ) -> None:
-    killed = tmp_path / f"data/.incoming-{dead_pid()}"
-    # In a container every run may have the same process id.
-    reborn = tmp_path / f"data/.incoming-{os.getpid()}"
-    running = tmp_path / f"data/.incoming-{os.getppid()}"
-    for folder in (killed, reborn, running):
-        folder.mkdir(parents=True)
-        (folder / "00000.parquet").write_bytes(b"half a shard")
+    incoming = tmp_path / "data/.incoming/mine"
+    incoming.mkdir(parents=True)
+    path = pack(tmp_path / "d.zip", mine)
+    with (incoming / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert refused(take_in, "mine", path) == "mine: another ingestion of it is at work; wait for it"
+    assert take_in("mine", path) == Outcome(added=6)
+    assert names_in(tmp_path / "data") == ["mine"]
+
+
+def test_what_a_killed_ingestion_of_other_images_left_is_no_part_of_the_next(
+    tmp_path: Path, mine: Files, jpeg: Callable[..., bytes], take_in: Callable[..., Outcome]
+) -> None:
+    other = pack(tmp_path / "other.zip", {"ai/x.jpg": jpeg(90), "real/x.jpg": jpeg(91)})
+    take_in("mine", other, data="elsewhere")
+    part = tmp_path / "data/.incoming/mine/part-0123456789abcdef"
+    shutil.copytree(tmp_path / "elsewhere/mine", part)
+    (part / "done.json").write_text(json.dumps({"counts": {"added": 2}, "taken": {}, "known": []}))
+    (part.parent / "plan.json").write_text(json.dumps({"seen": "something else"}))
     assert take_in("mine", pack(tmp_path / "d.zip", mine)) == Outcome(added=6)
-    assert names_in(tmp_path / "data") == [running.name, "mine"]
-    assert (running / "00000.parquet").exists()
+    assert names_in(tmp_path / "data") == ["mine"]
 
 
 def start(folder: Path, params: dict[str, Any]) -> subprocess.Popen[bytes]:
@@ -605,12 +612,12 @@ def test_after_a_kill_the_next_ingestion_brings_the_complete_set(
     # A shard an image: writing 250 of them leaves the time to kill it in between.
     process = start(tmp_path, {**SETTINGS, "ingest": {**SETTINGS["ingest"], "shard_images": 1}})
     with process:
-        while len(list(tmp_path.glob("data/.incoming-*/*.parquet"))) < 3:
+        while len(list(tmp_path.glob("data/.incoming/mine/part-*/*.parquet"))) < 3:
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert names_in(tmp_path / "data") == [f".incoming-{process.pid}"]
+    assert names_in(tmp_path / "data") == [".incoming"]
     assert take_in("mine", folder) == Outcome(added=250)
     assert names_in(tmp_path / "data") == ["mine"]
     assert rows_of(tmp_path / "data", "mine")["origin"].tolist() == sorted(files)
@@ -654,7 +661,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
 ) -> None:
     write_files(tmp_path / "download", mine)
     assert command("ingest", params=SETTINGS).returncode == 0
-    before = contents(tiny_disk)
+    before = contents(tiny_disk / "mine")
     assert len(before) == 1
     # Pictures of 29 KB, three to a shard: the first shards fit, the last ones don't.
     write_files(tmp_path / "download", {f"ai/big{n}.jpg": jpeg(70 + n, (400, 400)) for n in range(15)})
@@ -662,8 +669,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "disk full; nothing half-written was kept. Free some space and run the same command again" in done.stderr
-    assert contents(tiny_disk) == before
-    assert names_in(tiny_disk) == ["mine"]
+    assert contents(tiny_disk / "mine") == before
+    assert names_in(tiny_disk / "mine") == [*before]
 
 
 # The command

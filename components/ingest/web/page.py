@@ -1,0 +1,69 @@
+"""Web pages: the images that one shows, and its licence."""
+
+import re
+import warnings
+from pathlib import PurePosixPath
+from urllib.parse import urldefrag, urljoin
+
+from bs4 import BeautifulSoup, Tag, XMLParsedAsHTMLWarning
+
+from components.ingest import readers
+
+warnings.filterwarnings("ignore", category=XMLParsedAsHTMLWarning)  # XHTML is read as HTML on purpose
+
+
+def read(data: bytes, url: str) -> tuple[list[str], str | None]:
+    """The addresses of a page's images, each once, and its licence: an address, or the words that link to it.
+
+    Of an image in several sizes the largest is taken, and of one that links to an image file that file.
+
+    Raises:
+        bs4.ParserRejectedMarkup: it can't be read as HTML.
+    """
+    soup = BeautifulSoup(data, "lxml")
+    base = _address(url, _attribute(soup.select_one("base[href]"), "href")) or url
+    terms = soup.select_one('a[rel~="license" i], link[rel~="license" i]')
+    licence = _address(base, _attribute(terms, "href")) or (terms and terms.get_text(" ", strip=True)) or None
+    shown = [_address(base, _image(tag)) for tag in soup.select('meta[property="og:image"], a[href], img')]
+    return [image for image in dict.fromkeys(shown) if image and _suffix(image) != ".svg"], licence
+
+
+def _image(tag: Tag) -> str:
+    """What a tag shows or links to, if that is an image."""
+    if tag.name == "meta":
+        return _attribute(tag, "content")
+    if tag.name == "a":
+        target = _attribute(tag, "href")
+        return target if _suffix(target) in readers.SUFFIXES else ""
+    link, picture = tag.find_parent("a"), tag.find_parent("picture")
+    if link and _image(link):
+        return ""
+    sources = [*(picture.select("source") if picture else ()), tag]
+    return _largest(", ".join(_attribute(source, "srcset") for source in sources)) or _attribute(tag, "src")
+
+
+def _largest(srcset: str) -> str:
+    """The candidate with the largest width or density."""
+    sizes = {"": 0.0}
+    # A comma ends an address only after a size or before white space: it may be part of one.
+    for candidate in re.split(r"(?<=\d[wx]),|,\s", srcset):
+        url, size, *_ = [*str(candidate).strip(" \t\r\n\f,").split(), "", ""]
+        if not url.lower().startswith("data:"):
+            sizes.setdefault(url, float(size[:-1]) if re.fullmatch(r"\d+(\.\d+)?[wx]", size) else 1.0)
+    return max(sizes, key=lambda url: sizes[url])
+
+
+def _address(base: str, reference: str) -> str | None:
+    try:
+        url = urldefrag(urljoin(base, reference)).url if reference else ""
+    except ValueError:
+        return None
+    return url if url.lower().startswith(("http://", "https://")) else None
+
+
+def _suffix(url: str) -> str:
+    return PurePosixPath(re.split("[?#]", url)[0]).suffix.lower()
+
+
+def _attribute(tag: Tag | None, name: str) -> str:
+    return str(tag.get(name) or "").strip() if tag else ""

@@ -1,0 +1,49 @@
+"""What images that were removed leave behind in the arrays and in the index, removed too."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from components import stage
+from components.preprocess import arrays
+
+
+def forget(data: Path, out: Path, index: Path, removed: Any) -> None:
+    """Take images out of the arrays and the index, without decoding the others again.
+
+    Args:
+        data: folder of the shards, from which they are gone already.
+        out: folder of the arrays.
+        index: written by preprocess; it need not be there.
+        removed: `shards` by old name: the new name, or null, and which rows remained.
+    """
+    for name, (new, rows) in removed.shards.items():
+        for path in list(out.glob(f"*/{name}.npy")):
+            target = path.parents[1] / f"{new}.npy"
+            if new:
+                pixels = np.load(path, mmap_mode="r")[rows]
+                stage.replace(target, lambda partial, pixels=pixels: _save(partial, pixels))  # type: ignore[misc]
+            path.unlink()
+            view = path.parents[1].name
+            size = (data / f"{new}.parquet").stat().st_size if new else None
+            arrays.succeed(out, f"{view}/{name}", f"{view}/{new}", size)
+    if index.exists():
+        table = pd.read_parquet(index)
+        result = _renumbered(table, removed.shards)
+        stage.replace(index, lambda path: result.to_parquet(path, index=False))
+
+
+def _save(path: Path, pixels: np.ndarray) -> None:
+    with path.open("wb") as file:  # given a name, numpy would add its own suffix
+        np.save(file, pixels)
+
+
+def _renumbered(table: pd.DataFrame, changed: dict[str, tuple[str | None, list[int]]]) -> pd.DataFrame:
+    parts = [table[~table["shard"].isin(changed)]]
+    for name, (new, rows) in changed.items():
+        part = table[(table["shard"] == name) & table["row"].isin(rows)]
+        place = {row: number for number, row in enumerate(rows)}
+        parts.append(part.assign(shard=new, row=part["row"].map(place)))
+    return pd.concat(parts, ignore_index=True)
