@@ -40,6 +40,7 @@ def test_help_imports_nothing_heavy(folder: Path) -> None:
         "params",
         "sources",
         "ingest",
+        "forget",
         "run",
         "check",
         "serve",
@@ -106,6 +107,37 @@ def test_ingest_keeps_the_comments_in_params(folder: Path) -> None:
     assert "# a decoder's traces are periodic" in text
     assert yaml.safe_load(text)["ingest"]["sources"] == {"sample": {}, "mine": {"from": str(folder / "pictures")}}
     assert (folder / "data.dvc").exists()
+
+
+def test_ingest_keeps_what_it_was_told_and_forget_removes(folder: Path) -> None:
+    from PIL import Image
+
+    for number in range(6):
+        path = folder / f"pictures/holiday/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((32, 32), 20 + 20 * number).convert("RGB").save(path)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=folder, check=True)
+    done = trueframe(folder, "ingest", "mine", "--from", "pictures", "--label", "real", "--max-images", "5")
+    assert done.returncode == 0, done.stderr
+    kept = yaml.safe_load((folder / "params.yaml").read_text())["ingest"]["sources"]["mine"]
+    assert kept == {"from": str(folder / "pictures"), "label": "real", "max_images": 5}
+    assert "mine: 5 images added" in done.stdout
+
+    before = (folder / "data.dvc").read_text()
+    done = trueframe(folder, "forget", "--origin", "holiday/[12].png", "--reason", "asked for")
+    assert done.returncode == 0, done.stderr
+    assert "2 images removed" in done.stdout and "dvc gc" in done.stdout
+    assert (folder / "data.dvc").read_text() != before
+    log = json.loads((folder / "data/forgotten.json").read_text())
+    assert [image["origin"] for image in log] == ["holiday/1.png", "holiday/2.png"]
+    done = trueframe(folder, "forget", "0123456789")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+def test_sources_is_a_table_of_the_catalogue(folder: Path) -> None:
+    shown = trueframe(folder, "sources").stdout
+    for words in ("cifake", "MIT", "community-forensics-small", "hf://OwensLab/CommunityForensics-Small", "sample"):
+        assert words in shown
 
 
 def test_nothing_registered_yet_is_one_line(folder: Path) -> None:

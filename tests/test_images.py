@@ -10,7 +10,19 @@ import pytest
 from PIL import Image
 from scipy.fft import dctn
 
-from components.images import MAX_PIXELS, ImageError, decode, perceptual_hashes, render, thumbnail, view_size
+from components.images import (
+    MAX_PIXELS,
+    ImageError,
+    decode,
+    equalise,
+    equalised,
+    open_image,
+    perceptual_hashes,
+    render,
+    thumbnail,
+    view_shape,
+    view_size,
+)
 
 Encode = Callable[..., bytes]
 Picture = Callable[..., Image.Image]
@@ -296,7 +308,7 @@ def test_random_damage_gives_pixels_or_the_one_error(encode: Encode, picture: Pi
     assert refused > 50  # the damage is real
 
 
-@pytest.mark.parametrize(("view", "side"), [("64", 64), ("crop-32", 32), ("1", 1)])
+@pytest.mark.parametrize(("view", "side"), [("64", 64), ("crop-32", 32), ("cover-48", 48), ("crop-32x4", 32), ("1", 1)])
 def test_a_view_names_its_side(view: str, side: int) -> None:
     assert view_size(view) == side
 
@@ -346,6 +358,67 @@ def test_an_image_that_is_small_one_way_only_is_cropped_the_other() -> None:
 def test_padding_repeats_an_image_that_is_much_smaller() -> None:
     image = Image.fromarray(np.array([[0, 255]], np.uint8)).convert("RGB")
     np.testing.assert_array_equal(render(image, "crop-8")[:, :, 0], [[255, 255, 0, 0, 255, 255, 0, 0]] * 8)
+
+
+def test_covering_keeps_the_aspect_and_cuts_off_what_stands_over() -> None:
+    image = Image.fromarray(blocks(QUADRANTS, 40))  # 120 × 80 px: three columns of 40, two rows
+    found = render(image, "cover-40")
+    assert found.shape == (40, 40, 3)
+    # Scaled to 60 × 40: of three columns of 20 px the outer ones lose a half.
+    np.testing.assert_array_equal(found[10::20, [5, 20, 35]], QUADRANTS)
+
+
+def test_the_crops_with_the_most_texture_come_first() -> None:
+    rng = np.random.default_rng(0)
+    pixels = np.full((64, 96, 3), 128, np.uint8)
+    pixels[0:16, 0:16] = rng.integers(0, 256, (16, 16, 3))
+    pixels[48:64, 80:96] = rng.integers(20, 236, (16, 16, 3))
+    found = render(Image.fromarray(pixels), "crop-16x3")
+    assert (found.shape, found.dtype) == ((3, 16, 16, 3), np.uint8)
+    np.testing.assert_array_equal(found[0], pixels[0:16, 0:16])
+    np.testing.assert_array_equal(found[1], pixels[48:64, 80:96])
+    assert len({crop.tobytes() for crop in found}) == 3
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 40), (5, 5)])
+def test_an_image_without_room_gives_the_same_crop_again(picture: Picture, size: tuple[int, int]) -> None:
+    image = picture(3, size)
+    found = render(image, "crop-16x4")
+    assert found.shape == view_shape("crop-16x4") == (4, 16, 16, 3)
+    # Padded by reflection, never enlarged.
+    assert set(found[0].reshape(-1, 3).view("u1,u1,u1").ravel().tolist()) <= set(
+        np.asarray(image).reshape(-1, 3).view("u1,u1,u1").ravel().tolist()
+    )
+
+
+@pytest.mark.parametrize("how", ["resize", "crop"])
+def test_equalised_files_differ_in_nothing_but_the_picture(encode: Encode, picture: Picture, how: str) -> None:
+    files = [
+        encode(picture(1, (300, 200)), "JPEG", quality=71, subsampling=0),
+        encode(picture(2, (50, 400)).convert("RGBA"), "PNG"),
+        encode(picture(3, (64, 64)).convert("L"), "WEBP"),
+        encode(picture(4, (9, 7)), "GIF"),
+    ]
+    headers = set()
+    for data in files:
+        equal = equalised(decode(data), how, 64, 80)
+        opened = open_image(equal)
+        headers.add((opened.format, opened.mode, opened.size, str(opened.quantization), str(sorted(opened.info))))
+        assert equalise(decode(data), {"size": how, "side": 64, "quality": 80}).size == (64, 64)
+    assert len(headers) == 1
+
+
+def test_nothing_is_equalised_without_being_asked(picture: Picture) -> None:
+    image = picture(1)
+    assert equalise(image, None) is image
+
+
+def test_an_equalised_crop_is_off_the_grid_of_an_earlier_jpeg() -> None:
+    """A grid line every 8 px; where it comes to lie tells the phase of the crop."""
+    pixels = np.full((256, 256, 3), 40, np.uint8)
+    pixels[::8], pixels[:, ::8] = 220, 220
+    found = np.asarray(equalise(Image.fromarray(pixels), {"size": "crop", "side": 160, "quality": 95}))[..., 0]
+    assert set(np.flatnonzero(found[2] > 128) % 8) == set(np.flatnonzero(found[:, 2] > 128) % 8) == {4}
 
 
 def miniatures(*images: Image.Image) -> np.ndarray:

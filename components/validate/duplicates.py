@@ -236,7 +236,12 @@ def _look(task: tuple[Path, np.ndarray, np.ndarray]) -> tuple[np.ndarray, list[s
     path, rows, positions = task
     names, looks = [], []
     for data in shards.files(path, rows):
-        image = images.decode(data)
+        try:
+            image = images.decode(data)
+        except images.ImageError:  # its bytes aren't intact, which is said elsewhere; it is like no other
+            names.append(f"damaged {hashlib.sha256(data).hexdigest()}")
+            looks.append(np.zeros(1024, np.uint8))
+            continue
         names.append(f"{image.width}x{image.height} {hashlib.sha256(image.tobytes()).hexdigest()}")
         looks.append(images.thumbnail(image).ravel().astype(np.uint8))  # a thumbnail holds whole grey levels
     return positions, names, np.stack(looks)

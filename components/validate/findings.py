@@ -229,8 +229,8 @@ def _balance(rows: pd.DataFrame, least: float, rare: str) -> list[Figure]:
                 count=int(one_class.to_numpy().sum()),
             )
         )
-    for split, part in rows.groupby("split"):
-        share = part["label"].value_counts(normalize=True).reindex(LABELS, fill_value=0.0)
+    for split, part in rows["label"].groupby(rows["split"]):
+        share = part.value_counts(normalize=True).reindex(LABELS, fill_value=0.0)
         found.append(
             Figure(
                 "balance",

@@ -209,19 +209,17 @@ def traces_of(image: Image.Image) -> np.ndarray:
     height, width = (n // 8 * 8 for n in planes.shape[:2])
     blocks = planes[:height, :width].reshape(height // 8, 8, width // 8, 8, 3).transpose(4, 0, 2, 1, 3)
     coefficients = np.abs(blocks.reshape(-1, 64) @ _DCT.T).reshape(3, -1, 64).mean(1)
-    parts = [np.log1p(coefficients).ravel()]
-    for channel in range(3):
-        plane = np.ascontiguousarray(planes[..., channel])
-        parts.append(np.array([plane.mean(), plane.std()]))
-        for axis in (0, 1):
-            for order in (1, 2):
-                size = np.abs(np.diff(plane, order, axis=axis))
-                square = size * size
-                power = float(square.mean())
-                tail = float((square * square).mean()) / (power**2 + 1e-3)
-                parts.append(np.array([np.log1p(size.mean()), np.log1p(power), tail, (size < 1).mean()]))
+    planes = np.ascontiguousarray(planes.transpose(2, 0, 1))
+    parts = [np.log1p(coefficients).ravel(), planes.mean((1, 2)), planes.std((1, 2))]
+    for axis in (1, 2):
+        for order in (1, 2):
+            size = np.abs(np.diff(planes, order, axis=axis)).reshape(3, -1)
+            square = size * size
+            power = square.mean(1)
+            tail = (square * square).mean(1) / (power**2 + 1e-3)
+            parts += [np.log1p(size.mean(1)), np.log1p(power), tail, (size < 1).mean(1)]
     for axis in (0, 1):
-        steps = np.clip(np.round(np.diff(planes[..., 0], 2, axis=axis) / 2), -2, 2).astype(int) + 2
+        steps = np.clip(np.round(np.diff(planes[0], 2, axis=axis) / 2), -2, 2).astype(int) + 2
         steps = np.moveaxis(steps, axis, 0)
         together = steps[:-1] * 5 + steps[1:]
         parts.append(np.bincount(together.ravel(), minlength=25) / together.size)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.model_selection import PredefinedSplit, StratifiedKFold, cross_val_predict
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 _FEWEST = 10  # images of a class
@@ -30,17 +30,18 @@ def auc(
         The cross-validated area under the ROC curve of gradient-boosted trees on all columns (0.5: nothing leaks),
         and the same by column. Null and empty where a class has too few images.
     """
-    if min(labels.sum(), (~labels).sum()) < _FEWEST or len(np.unique(groups)) < 2 * _FOLDS:
+    if min(labels.sum(), (~labels).sum()) < _FEWEST:
         return None, {}
+    fold = folds(labels, groups, seed)
     encoded = pd.DataFrame({name: _encoded(column) for name, column in features.items()})
     words = [name for name in features if not pd.api.types.is_numeric_dtype(features[name])]
     by_column = {
-        str(name): _auc(encoded[[name]], [name] if name in words else [], labels, groups, seed) for name in features
+        str(name): _auc(encoded[[name]], [name] if name in words else [], labels, fold, seed) for name in features
     }
     varied = [str(name) for name in features if encoded[name].nunique() > 1]
     if len(varied) == 1:
         return by_column[varied[0]], by_column
-    return _auc(encoded, words, labels, groups, seed), by_column
+    return _auc(encoded, words, labels, fold, seed), by_column
 
 
 def at_least(auc: float, n_ai: int, n_real: int) -> float:
@@ -50,15 +51,33 @@ def at_least(auc: float, n_ai: int, n_real: int) -> float:
     return auc - 2 * math.sqrt(max(0.0, variance) / (n_ai * n_real))
 
 
-def out_of_fold(features: Any, labels: np.ndarray, groups: np.ndarray, seed: int, **settings: Any) -> np.ndarray:
+def folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+    """A fold for each image, with as many of each label in every fold as can be, and no group in two.
+
+    Args:
+        labels: bool, shape (n,).
+        groups: shape (n,).
+        seed: draws them.
+
+    Returns:
+        int64, shape (n,).
+    """
+    _, first, of = np.unique(groups, return_index=True, return_inverse=True)
+    fold = np.empty(len(first), np.int64)
+    splitter = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
+    for number, (_, held) in enumerate(splitter.split(first, labels[first])):
+        fold[held] = number
+    return fold[of]
+
+
+def out_of_fold(features: Any, labels: np.ndarray, fold: np.ndarray, seed: int, **settings: Any) -> np.ndarray:
     """P(ai) of each image by gradient-boosted trees that saw neither it nor a copy of it: float64, shape (n,)."""
-    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
-    model = HistGradientBoostingClassifier(
-        random_state=seed, min_samples_leaf=20 if len(labels) > 2000 else 5, **settings
-    )
+    leaf = 20 if len(labels) > 2000 else 5
+    model = HistGradientBoostingClassifier(random_state=seed, min_samples_leaf=leaf, **settings)
     # So little work is done sooner by one thread, above all where others have the cores.
     with threadpool_limits(1):
-        return cross_val_predict(model, features, labels, groups=groups, cv=folds, method="predict_proba")[:, 1]
+        scores = cross_val_predict(model, features, labels, cv=PredefinedSplit(fold), method="predict_proba")
+    return scores[:, 1]
 
 
 def tells(name: str, column: pd.Series, labels: np.ndarray) -> str:
@@ -88,8 +107,8 @@ def _encoded(column: pd.Series) -> pd.Series:
     return column.astype(float)
 
 
-def _auc(features: pd.DataFrame, words: list[Any], labels: np.ndarray, groups: np.ndarray, seed: int) -> float:
+def _auc(features: pd.DataFrame, words: list[Any], labels: np.ndarray, fold: np.ndarray, seed: int) -> float:
     if (features.nunique() == 1).all():
         return 0.5
-    scores = out_of_fold(features, labels, groups, seed, max_iter=50, categorical_features=words or None)
+    scores = out_of_fold(features, labels, fold, seed, max_iter=50, categorical_features=words or None)
     return round(float(roc_auc_score(labels, scores)), 4)

@@ -50,7 +50,8 @@ def find(traces: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int) 
     nothing = np.empty(0, np.int64)
     if min(labels.sum(), (~labels).sum()) < _FEWEST:
         return Noise(None, 0.0, None, nothing, np.full(len(labels), np.nan))
-    p = leakage.out_of_fold(traces, labels, groups, seed, max_iter=120, max_bins=63)
+    fold = leakage.folds(labels, groups, seed)
+    p = leakage.out_of_fold(traces, labels, fold, seed, max_iter=100, max_bins=63)
     auc = round(float(roc_auc_score(labels, p)), 4)
     if auc < _GOOD:
         return Noise(None, 0.0, auc, nothing, p)

@@ -187,7 +187,8 @@ def _drift(moved: dict[str, Any] | None) -> list[str]:
 
 def _sheet(flagged: pd.DataFrame, rows: pd.DataFrame, files: dict[str, Path]) -> str:
     """The images, each beside its twin where it has one."""
-    twins = rows.drop_duplicates("sha256").set_index("sha256")[["shard", "row"]].loc[flagged["twin"].dropna().unique()]
+    twins = rows.loc[rows["sha256"].isin(flagged["twin"].dropna()), ["sha256", "shard", "row"]]
+    twins = twins.drop_duplicates("sha256").set_index("sha256")
     wanted = pd.concat([flagged[["shard", "row"]], twins]).drop_duplicates().reset_index(drop=True)
     keys = list(zip(wanted["shard"], wanted["row"], strict=True))
     loaded = {keys[number]: data for number, data in shards.load(files, wanted)}

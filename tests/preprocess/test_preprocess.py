@@ -208,6 +208,47 @@ def test_the_arrays_hold_what_render_makes_of_each_image(
                 np.testing.assert_array_equal(array[row], images.render(images.decode(many[origin]), view))
 
 
+def test_published_test_images_that_copy_a_training_image_are_left_out(
+    published: Files, store: Callable[..., Path], prepare: Callable[..., pd.DataFrame]
+) -> None:
+    copies = {f"test/ai/copy{n}.jpg": published[f"train/ai/0{n}.jpg"] for n in (3, 5)}
+    index = prepare(store(published | copies))
+    assert set(index.loc[index["split"].isna(), "origin"]) == set(copies)
+    assert (index["split"] == "test").sum() == 10
+    kept = prepare(store(published | copies), settings=SETTINGS.model_copy(update={"keep_copies": True}))
+    assert kept["split"].notna().all()
+    assert (kept["split"] == "test").sum() == 12
+
+
+def test_equalised_arrays_hold_what_every_image_becomes(
+    tmp_path: Path, many: Files, store: Callable[..., Path], prepare: Callable[..., pd.DataFrame]
+) -> None:
+    data = store(many)
+    plain = prepare(data)
+    shard = plain["shard"].iloc[0]
+    before = np.load(tmp_path / f"arrays/crop-24/{shard}.npy")
+    equal = Preprocess.model_validate({"views": VIEWS, "equalise": {"side": 24, "quality": 60}})
+    index = prepare(data, settings=equal)
+    for view in VIEWS:
+        array = np.load(tmp_path / f"arrays/{view}/{shard}.npy")
+        for row, origin in zip(index["row"], index["origin"], strict=True):
+            image = images.equalise(images.decode(many[origin]), {"size": "resize", "side": 24, "quality": 60})
+            np.testing.assert_array_equal(array[row], images.render(image, view))
+    prepare(data)  # and back
+    np.testing.assert_array_equal(np.load(tmp_path / f"arrays/crop-24/{shard}.npy"), before)
+
+
+def test_a_shard_of_several_row_groups_is_decoded_in_order(
+    tmp_path: Path, jpeg: Callable[..., bytes], store: Callable[..., Path], prepare: Callable[..., pd.DataFrame]
+) -> None:
+    files = {f"{'ai' if n % 2 else 'real'}/{n:04d}.jpg": jpeg(n, (12, 12)) for n in range(1100)}
+    index = prepare(store(files), settings=Preprocess(views=["crop-8x2"], validation=0.2, test=0.2))
+    array = np.load(tmp_path / f"arrays/crop-8x2/{index['shard'].iloc[0]}.npy", mmap_mode="r")
+    assert array.shape == (1100, 2, 8, 8, 3)
+    for row, origin in list(zip(index["row"], index["origin"], strict=True))[::37]:
+        np.testing.assert_array_equal(array[row], images.render(images.decode(files[origin]), "crop-8x2"))
+
+
 def test_the_index_says_where_each_image_is(
     tmp_path: Path, published: Files, store: Callable[..., Path], prepare: Callable[..., pd.DataFrame]
 ) -> None:

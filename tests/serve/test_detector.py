@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from components import images, networks
+from components.networks.inference import Scorer
 from components.serve.check import find
 from components.serve.detector import FIELDS, Detector
 from components.stage import StageError
@@ -43,6 +44,21 @@ def test_bad_rows_fail_alone_and_the_order_stays(detector: Detector) -> None:
     alone = detector.score([good[300]])[0]
     assert answers[300]["probability"] == pytest.approx(alone["probability"], abs=1e-5)
     assert all(tuple(a) == FIELDS and a["model_version"] == "3" for a in answers)
+
+
+def test_it_sees_what_the_network_was_trained_on(detector: Detector, tmp_path: Path) -> None:
+    """Equalised and cut into crops like the arrays; of several crops the mean logit counts."""
+    networks.build("cnn", 16, {"width": 4}).save(tmp_path / "network.keras")
+    equal = {"size": "resize", "side": 32, "quality": 70}
+    fitted = {"temperature": 1.0, "threshold": 0.5, "low": 0.5, "high": 0.5, "view": "crop-16x3", "equalise": equal}
+    (tmp_path / "decision.json").write_text(json.dumps(fitted))
+    detector = Detector(tmp_path / "network.keras", tmp_path / "decision.json", "3")
+    data = picture(5, size=(90, 70))
+    crops = images.render(images.equalise(images.decode(data), equal), "crop-16x3")
+    logits = Scorer(tmp_path / "network.keras").logits(crops)
+    (answer,) = detector.score([data], explain=False)
+    assert answer["probability"] == pytest.approx(1 / (1 + np.exp(-logits.mean())), abs=1e-5)
+    assert np.ptp(logits) > 0
 
 
 def test_base64_and_bytes_are_the_same(detector: Detector) -> None:

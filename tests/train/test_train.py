@@ -67,6 +67,27 @@ def test_two_trainings_give_the_same_network(arrays: tuple[Path, Path], tmp_path
         np.testing.assert_array_equal(a, b)
 
 
+def test_of_several_crops_each_epoch_draws_one_the_same_every_time(arrays: tuple[Path, Path], tmp_path: Path) -> None:
+    index, folder = arrays
+    for path in list(folder.glob("16/*/*.npy")):
+        one = np.load(path)
+        target = folder / "crop-16x3" / path.relative_to(folder / "16")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        np.save(target, np.stack([one, one + 1, one + 2], 1))
+    networks.load_keras()
+    from components.train.batches import Batches, Rows, drawn_crops
+
+    rows = Rows(pd.read_parquet(index), folder, "crop-16x3")
+    crops = drawn_crops(rows, 0, 4)
+    assert crops is not None and set(crops) == {0, 1, 2}
+    np.testing.assert_array_equal(crops, drawn_crops(rows, 0, 4))
+    order = np.arange(len(rows))
+    drawn, first = Batches(rows, 96, order, crops)[0][0], Batches(rows, 96, order)[0][0]
+    np.testing.assert_array_equal(drawn, first + crops[:, None, None, None].astype(np.uint8))
+    model = MODEL.model_copy(update={"view": "crop-16x3"})
+    assert (fit(model, arrays, tmp_path) / "network.keras").exists()
+
+
 def test_early_stopping_keeps_the_best_epoch(arrays: tuple[Path, Path], tmp_path: Path) -> None:
     model = MODEL.model_copy(update={"epochs": 30, "learning_rate": 0.05, "patience": 2})
     history = pd.read_csv(fit(model, arrays, tmp_path) / "history.csv")

@@ -97,8 +97,8 @@ class Fetcher:
         if url in self.skipped or url in self.late:
             return None
         head, _, data = self._path(url).read_bytes().partition(b"\n")
-        about = json.loads(head)
-        return Answer(about["url"], about["is_page"], None if about["is_larger"] else data)
+        final, is_page, is_larger = json.loads(head)
+        return Answer(final, is_page, None if is_larger else data)
 
     def skip(self, url: str, reason: str) -> None:
         """Leave an address out, and say so."""
@@ -111,6 +111,8 @@ class Fetcher:
 
     def _fetch(self, urls: list[str]) -> None:
         for url in urls:
+            if self._stopped.is_set():
+                return
             try:
                 if not self._path(url).exists():
                     self._keep(url, self._tried(url))
@@ -121,9 +123,8 @@ class Fetcher:
                 self.late[url] = str(later)
 
     def _keep(self, url: str, answer: Answer) -> None:
-        about = {"url": answer.url, "is_page": answer.is_page, "is_larger": answer.data is None}
-        content = json.dumps(about).encode() + b"\n" + (answer.data or b"")
-        stage.replace(self._path(url), lambda partial: partial.write_bytes(content))
+        head = json.dumps([answer.url, answer.is_page, answer.data is None]).encode()
+        stage.replace(self._path(url), lambda partial: partial.write_bytes(head + b"\n" + (answer.data or b"")))
 
     def _tried(self, url: str, *, is_robots: bool = False) -> Answer:
         for pause in PAUSES:
@@ -213,10 +214,22 @@ class Fetcher:
         is_page = is_robots or media in _PAGES
         if not (is_page or media in _UNSURE or media.startswith("image/")) or media.startswith("image/svg"):
             raise Skip(f"{media}, neither a page nor an image that is read here")
-        data = _content(response, PAGE_BYTES if is_page else self.max_bytes)
+        data = self._content(response, PAGE_BYTES if is_page else self.max_bytes)
         if is_page and data is None:
             raise Skip(f"a page of more than {PAGE_BYTES // 2**20} MB")
         return Answer(url, is_page, data)
+
+    def _content(self, response: BaseHTTPResponse, limit: int) -> bytes | None:
+        """None if it is larger than the limit."""
+        end = time.monotonic() + TOTAL_TIMEOUT
+        data = bytearray()
+        while chunk := response.read1(2**16):
+            data += chunk
+            if len(data) + (response.length_remaining or 0) > limit:
+                return None
+            if time.monotonic() > end or self._stopped.is_set():
+                raise Later(f"not done within {TOTAL_TIMEOUT:g} s")
+        return bytes(data)
 
 
 def _check(response: BaseHTTPResponse, host: _Host) -> None:
@@ -227,19 +240,6 @@ def _check(response: BaseHTTPResponse, host: _Host) -> None:
         raise Later(f"HTTP {status}")
     if status != 200:
         raise Skip(f"HTTP {status}", status)
-
-
-def _content(response: BaseHTTPResponse, limit: int) -> bytes | None:
-    """None if it is larger than the limit."""
-    end = time.monotonic() + TOTAL_TIMEOUT
-    data = bytearray()
-    while chunk := response.read1(2**16):
-        data += chunk
-        if len(data) + (response.length_remaining or 0) > limit:
-            return None
-        if time.monotonic() > end:
-            raise Later(f"not done within {TOTAL_TIMEOUT:g} s")
-    return bytes(data)
 
 
 def _meaning(error: HTTPError | ValueError) -> Skip | Later:
