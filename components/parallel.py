@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 import numpy  # noqa: F401  # what is to be limited has to be loaded
@@ -20,29 +20,48 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def ordered_map(function: Callable[[In], Out], items: Iterable[In], *, inline: int = 2) -> Iterator[Out]:
-    """`map` over processes, in order, reading only a few items ahead.
+def ordered_map(function: Callable[[In], Out], items: Iterable[In], *, patience: float = 0.3) -> Iterator[Out]:
+    """`map` over all cores, in order, reading only a few items ahead.
+
+    This process works too, while the next result isn't there. So short work is done before workers have started, which
+    takes them most of a second.
 
     Args:
         function: importable by name.
         items: picklable.
-        inline: so few items are worked off in this process, which saves starting others.
+        patience: s of work in this process before others are started; nought for items that each take long.
+
+    Raises:
+        StageError: a worker was killed.
     """
     items = iter(items)
-    head = list(islice(items, inline + 1))
-    workers = os.cpu_count() or 1
-    if len(head) <= inline or workers == 1:
-        yield from map(function, head)
-        yield from map(function, items)
+    cores = os.cpu_count() or 1
+    began = time.monotonic()
+    for item in items:
+        if cores > 1 and time.monotonic() - began >= patience:
+            items = chain([item], items)
+            break
+        yield function(item)
+    else:
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        pending: deque[Future[Out]] = deque(pool.submit(function, item) for item in head)
+    workers, limit = cores - 1, 3 * cores
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool, threadpool_limits(1):
+        results: deque[Future[Out]] = deque()
         try:
-            while pending:
-                for item in islice(items, max(0, 3 * workers - len(pending))):
-                    pending.append(pool.submit(function, item))
-                yield pending.popleft().result()
+            while True:
+                waiting = sum(not result.done() for result in results)
+                for item in islice(items, max(0, min(2 * workers - waiting, limit - len(results)))):
+                    results.append(pool.submit(function, item))
+                if not results:
+                    return
+                own = islice(items, 0 if results[0].done() else max(0, limit - len(results)))
+                for item in own:
+                    results.append(Future())
+                    results[-1].set_result(function(item))
+                    break
+                else:
+                    yield results.popleft().result()
         except BrokenProcessPool:
             raise StageError(
                 "a worker process was killed, most likely for want of memory; run the command again"

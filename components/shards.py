@@ -23,6 +23,7 @@ ABOUT = "about.parquet"
 ABOUT_COLUMNS = ("pair", "page", "licence")
 FORGOTTEN = "forgotten.json"
 VERSIONS = "versions.json"
+_PIECE = 128
 
 _FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}  # Hugging Face `datasets` reads this
 SCHEMA = pa.schema(
@@ -126,6 +127,15 @@ def row_groups(path: Path) -> list[range]:
     with _opened(path, SCHEMA) as file:
         ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
     return [range(int(start), int(end)) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def pieces(path: Path) -> list[range]:
+    """The rows of a shard in pieces of even work for several processes.
+
+    Raises:
+        StageError: the shard is damaged.
+    """
+    return [group[start : start + _PIECE] for group in row_groups(path) for start in range(0, len(group), _PIECE)]
 
 
 def files(path: Path, rows: Iterable[int] | None = None) -> Iterator[bytes]:

@@ -128,7 +128,7 @@ def _degraded(
     rows = rows.sort_values(["shard", "row"])
     labels = (rows["label"] == "ai").to_numpy()
     batches = parallel.batched((data for _, data in shards.load(files, rows)), 100)
-    parts = list(parallel.ordered_map(_degrade, ((batch, *sight) for batch in batches), inline=1))
+    parts = list(parallel.ordered_map(_degrade, ((batch, *sight) for batch in batches), patience=0))
     entries = []
     for number, (degradation, _, strength) in enumerate(robustness.GRID):
         pixels = np.concatenate([part[number] for part in parts])

@@ -52,14 +52,14 @@ def update(files: dict[str, Path], rows: pd.DataFrame, views: list[str], equalis
         (path, group, {view: _partial(out, view, shard) for view in missing[shard]}, equalise)
         for shard, path in files.items()
         if shard in missing
-        for group in shards.row_groups(path)
+        for group in shards.pieces(path)
     ]
     remaining = {shard: int(lengths[shard]) for shard in missing}
     try:
         for shard, absent in missing.items():
             for view in absent:
                 _reserve(_partial(out, view, shard), (int(lengths[shard]), *images.view_shape(view)))
-        decoded = parallel.ordered_map(_decode, tasks, inline=1)
+        decoded = parallel.ordered_map(_decode, tasks, patience=0)
         for (path, group, _, _), _ in zip(tasks, decoded, strict=True):
             progress.add(len(group))
             shard = f"{path.parent.name}/{path.stem}"

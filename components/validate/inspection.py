@@ -57,13 +57,13 @@ def inspect(
     tasks = [
         (path, group, index := part.index.to_numpy()[group.start : group.stop], closely[index], equalise)
         for (_, part), path in zip(rows[["shard"]].groupby(rows["shard"], sort=False), files.values(), strict=True)
-        for group in shards.row_groups(path)
+        for group in shards.pieces(path)
     ]
     intact = np.empty(len(rows), bool)
     headers, pixels, traces, after = [], [], [], []
     stored = rows["sha256"].to_numpy()
     progress = parallel.Progress("images checked", len(rows))
-    for (_, _, index, _, _), found in zip(tasks, parallel.ordered_map(_inspect, tasks, inline=1), strict=True):
+    for (_, _, index, _, _), found in zip(tasks, parallel.ordered_map(_inspect, tasks, patience=0), strict=True):
         digests, said, seen, looks, equal = found
         intact[index] = np.array(digests, object) == stored[index]
         headers.append(said)

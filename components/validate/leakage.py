@@ -87,7 +87,7 @@ def tells(name: str, column: pd.Series, labels: np.ndarray) -> str:
         # The values that say most about most images come first.
         shares["weight"] = (shares["mean"] - labels.mean()).abs() * shares["size"]
         shares = shares.sort_values("weight", ascending=False)
-        shares = shares[shares["weight"] > shares["weight"].iloc[0] / 10].head(4)
+        shares = shares[(shares["mean"] - 0.5).abs() > 0.1].head(4)
         said = [
             f"{value} {max(row['mean'], 1 - row['mean']):.0%} {'ai' if row['mean'] >= 0.5 else 'real'}".replace(
                 "%", " %"

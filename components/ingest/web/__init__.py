@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urldefrag
 
-from bs4 import ParserRejectedMarkup
 from pydantic import AfterValidator, BeforeValidator, ValidationError
 
 from components import parallel
@@ -96,7 +95,7 @@ def _lines(place: Place) -> Iterator[tuple[str, dict[str, str]]]:
         for values in reader:
             said = {name.strip().lower(): str(value or "").strip() for name, value in values.items()}
             if any(said.values()):
-                yield f"{place.where}, line {reader.line_num}", {name: text for name, text in said.items() if text}
+                yield f"{place.where}, line {reader.line_num}", {name: value for name, value in said.items() if value}
     except csv.Error as error:
         raise StageError(f"{place.where}, line {reader.line_num}: not CSV ({error})") from None
 
@@ -141,11 +140,7 @@ def _found(fetcher: Fetcher, rows: list[_Row]) -> Iterator[Item]:
             if answer and not answer.is_page:
                 yield item
             elif answer:
-                try:
-                    images, licence = page.read(answer.data or b"", answer.url)
-                except ParserRejectedMarkup:
-                    fetcher.skip(row.url, "can't be read as HTML")
-                    continue
+                images, licence = page.read(answer.data or b"", answer.url)
                 item = dataclasses.replace(item, page=row.url, licence=row.licence or licence)
                 yield from (dataclasses.replace(item, origin=image) for image in images)
 

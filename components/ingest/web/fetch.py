@@ -106,7 +106,6 @@ class Fetcher:
         self.skipped[url] = reason
 
     def _path(self, url: str) -> Path:
-        # With another limit it is another answer.
         return self.folder / hashlib.sha256(f"{self.max_bytes} {url}".encode()).hexdigest()
 
     def _fetch(self, urls: list[str]) -> None:
@@ -199,7 +198,7 @@ class Fetcher:
 
     def _send(self, url: Url) -> BaseHTTPResponse:
         for ip in addresses.resolve(url, private=self.private):
-            # The very number that was checked: a name that is somewhere else a moment later is no way round.
+            # The very address that was checked: a name that gives another a moment later is no way round.
             name = {"server_hostname": (url.host or "").strip("[]")}
             pool = self._pools.connection_from_host(ip, url.port, url.scheme, name)
             try:

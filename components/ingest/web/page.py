@@ -5,7 +5,7 @@ import warnings
 from pathlib import PurePosixPath
 from urllib.parse import urldefrag, urljoin
 
-from bs4 import BeautifulSoup, Tag, XMLParsedAsHTMLWarning
+from bs4 import BeautifulSoup, ParserRejectedMarkup, Tag, XMLParsedAsHTMLWarning
 
 from components.ingest import readers
 
@@ -16,30 +16,37 @@ def read(data: bytes, url: str) -> tuple[list[str], str | None]:
     """The addresses of a page's images, each once, and its licence: an address, or the words that link to it.
 
     Of an image in several sizes the largest is taken, and of one that links to an image file that file.
-
-    Raises:
-        bs4.ParserRejectedMarkup: it can't be read as HTML.
     """
-    soup = BeautifulSoup(data, "lxml")
+    try:
+        soup = BeautifulSoup(data, "lxml")
+    except ParserRejectedMarkup:
+        return [], None
     base = _address(url, _attribute(soup.select_one("base[href]"), "href")) or url
     terms = soup.select_one('a[rel~="license" i], link[rel~="license" i]')
     licence = _address(base, _attribute(terms, "href")) or (terms and terms.get_text(" ", strip=True)) or None
-    shown = [_address(base, _image(tag)) for tag in soup.select('meta[property="og:image"], a[href], img')]
-    return [image for image in dict.fromkeys(shown) if image and _suffix(image) != ".svg"], licence
+    images: dict[str, None] = {}
+    inside: set[int] = set()  # tags in one that stands for an image: what they show is the same again, but smaller
+    for tag in soup.select("*"):
+        image = _address(base, _image(tag))
+        if id(tag.parent) in inside:
+            inside.add(id(tag))
+        elif image and _suffix(image) != ".svg":
+            inside.add(id(tag))
+            images[image] = None
+    return list(images), licence
 
 
 def _image(tag: Tag) -> str:
     """What a tag shows or links to, if that is an image."""
-    if tag.name == "meta":
+    if tag.name == "meta" and _attribute(tag, "property") == "og:image":
         return _attribute(tag, "content")
-    if tag.name == "a":
-        target = _attribute(tag, "href")
-        return target if _suffix(target) in readers.SUFFIXES else ""
-    link, picture = tag.find_parent("a"), tag.find_parent("picture")
-    if link and _image(link):
-        return ""
-    sources = [*(picture.select("source") if picture else ()), tag]
-    return _largest(", ".join(_attribute(source, "srcset") for source in sources)) or _attribute(tag, "src")
+    if tag.name == "a" and _suffix(_attribute(tag, "href")) in readers.SUFFIXES:
+        return _attribute(tag, "href")
+    if tag.name in ("picture", "img"):
+        forms = [tag, *tag.find_all(["source", "img"], recursive=False)]
+        largest = _largest(", ".join(_attribute(form, "srcset") for form in forms))
+        return largest or _attribute(forms[-1], "src")
+    return ""
 
 
 def _largest(srcset: str) -> str:
