@@ -66,6 +66,7 @@ def _versions(archive: Path, root: Path) -> str:
             _do(root / name, environment, "dvc", "remote", "add", "-q", "-d", "store", f"s3://bucket/{name}")
             _do(root / name, environment, "dvc", "remote", "modify", "store", "endpointurl", f"http://127.0.0.1:{port}")
             shutil.copy(ROOT / "presets/cifake.yaml", root / name / "params.yaml")
+            shutil.copy(ROOT / "dvc.yaml", root / name)
             (root / name / ".dvcignore").write_text(".incoming\n")
         new = _new_images(root / "new")
         ways["first"] = (
@@ -95,9 +96,7 @@ def _versions(archive: Path, root: Path) -> str:
 
 
 def _ingest(folder: Path, environment: dict[str, str], name: str, source: Path) -> None:
-    _do(folder, environment, sys.executable, "-m", "components.ingest", name, "--from", str(source))
-    _do(folder, environment, "dvc", "add", "-q", "data")
-    _do(folder, environment, "dvc", "push", "-q")
+    _do(folder, environment, "trueframe", "ingest", name, "--from", str(source))
 
 
 def _unpack(folder: Path, environment: dict[str, str], archive: Path) -> None:

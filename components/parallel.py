@@ -20,7 +20,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def ordered_map(function: Callable[[In], Out], items: Iterable[In], *, patience: float = 0.3) -> Iterator[Out]:
+def ordered_map(function: Callable[[In], Out], items: Iterable[In], *, patience: float = 0.5) -> Iterator[Out]:
     """`map` over all cores, in order, reading only a few items ahead.
 
     This process works too, while the next result isn't there. So short work is done before workers have started, which

@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 # Where nobody looks at a terminal, in a log or a pipe, no cell is cut off.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+VERSIONED = "data.dvc names this version of the data; commit it with git"
 START = Path.cwd()
 """Where the command was given: paths are relative to it, while the work is done in the project's folder."""
 
@@ -84,7 +85,9 @@ def ingest(
     per_generator: Annotated[int | None, typer.Option(min=1, help="at most so many of one generator")] = None,
 ) -> None:
     """Bring a source's images in, and use it from now on."""
-    from flows import commands, settings
+    from components import ingest as stage
+    from components.params import Source, load
+    from flows import settings, versions
 
     said = {
         "from": _place(from_) if from_ else None,
@@ -93,14 +96,14 @@ def ingest(
         "max_images": max_images,
         "per_generator": per_generator,
     }
-    options = [
-        text for key, value in said.items() if value is not None for text in (f"--{key.replace('_', '-')}", str(value))
-    ]
-    _command(commands.stage("ingest", name, *options))
+    section = load().ingest
+    source = stage.with_words(section.sources.get(name, Source()), said)
+    print(stage.summarised(name, stage.ingest(name, source, section, Path("data"), Path("artifacts/ingest"))))
     changed = settings.remember_source(name, **said)
     if changed:
         print(changed)
-    _version_data()
+    versions.version()
+    print(VERSIONED)
 
 
 @app.command()
@@ -117,6 +120,7 @@ def forget(
     """Remove images for good: from the shards, the arrays and the index, and from every later version of the data."""
     from components.ingest import forget as removal
     from components.preprocess import forget as arrays
+    from flows import versions
 
     removed = removal.forget(Path("data"), Path("artifacts/ingest"), sha256 or [], origin, source, reason)
     arrays.forget(Path("data"), Path("artifacts/arrays"), Path("artifacts/index.parquet"), removed)
@@ -125,7 +129,8 @@ def forget(
         "versions of the data still hold them: `dvc gc --workspace` (and `--cloud`) removes what no version in use "
         "needs"
     )
-    _version_data()
+    versions.version()
+    print(VERSIONED)
 
 
 @app.command()
@@ -264,6 +269,8 @@ def _one_line() -> Iterator[None]:
         yield
     except StageError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted")
     except OSError as error:
         if error.errno is None:
             raise
@@ -288,36 +295,11 @@ def _place(where: str) -> str:
     return where if "://" in where else str(_from_start(Path(where).expanduser()).resolve())
 
 
-def _version_data() -> None:
-    from flows import commands, doctor
-
-    _command(commands.dvc("add", "data"))
-    if commands.remotes():
-        said: list[str] = []
-        try:
-            commands.run(commands.dvc("push", "data.dvc"), said.append)
-        except commands.CommandFailed:
-            raise StageError(
-                f"data.dvc names this version of the data, but it isn't on the DVC remote yet: "
-                f"{doctor.remote_trouble(said)}; `dvc push` sends it"
-            ) from None
-    print("data.dvc names this version of the data; commit it with git")
-
-
 def _registry() -> Any:
     from components.params import load
     from components.register.registry import Registry
 
     return Registry(load().register_.model)
-
-
-def _command(command: list[str]) -> None:
-    from flows import commands
-
-    try:
-        commands.run(command, lambda line: None if line.startswith("error: ") else print(line, flush=True))
-    except commands.CommandFailed as error:
-        raise StageError(str(error)) from None
 
 
 def _after_run(models: list[str]) -> None:

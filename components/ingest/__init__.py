@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from components import images, parallel, shards, stage
 from components.ingest import catalogue, readers
@@ -104,6 +105,27 @@ def ingest(name: str, source: Source, settings: Ingest, data: Path, receipts: Pa
         _Receipt(seen, rules, stored_, covered).write(receipts / f"{name}.json")
         shutil.rmtree(place.downloads, ignore_errors=True)
     return outcome
+
+
+def with_words(source: Source, said: dict[str, Any]) -> Source:
+    """A source with what a command said of it, by the keys of `ingest.sources`; null where it said nothing.
+
+    Raises:
+        StageError: a word is not allowed there.
+    """
+    known = source.model_dump(by_alias=True) | {key: value for key, value in said.items() if value is not None}
+    try:
+        return Source.model_validate(known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise StageError(f"{'.'.join(map(str, first['loc']))} is {first['input']!r}: {first['msg'].lower()}") from None
+
+
+def summarised(name: str, outcome: Outcome) -> str:
+    """An outcome in a line."""
+    if outcome.unchanged:
+        return f"{name}: nothing new"
+    return f"{name}: {outcome.added:,} images added, {outcome.known:,} already here, {outcome.rejected:,} rejected"
 
 
 def _entry(name: str, source: Source) -> catalogue.Entry:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from components import params, shards, stage
-from components.ingest import ingest
+from components.ingest import ingest, summarised, with_words
 from components.params import Source
 
 
@@ -30,15 +30,9 @@ def run() -> None:
     settings = params.load(args.params).ingest
     for name in [args.name] if args.name else settings.sources:
         source = settings.sources.get(name, Source())
-        said = {key: getattr(args, key) for key in ("from_", "label", "generator", "max_images", "per_generator")}
-        source = Source.model_validate(source.model_dump() | {k: v for k, v in said.items() if v is not None})
-        outcome = ingest(name, source, settings, args.data, args.receipts)
-        if outcome.unchanged:
-            print(f"{name}: nothing new")
-        else:
-            print(
-                f"{name}: {outcome.added:,} images added, {outcome.known:,} already here, {outcome.rejected:,} rejected"
-            )
+        said = {key: getattr(args, key) for key in ("label", "generator", "max_images", "per_generator")}
+        source = with_words(source, said | {"from": args.from_})
+        print(summarised(name, ingest(name, source, settings, args.data, args.receipts)), flush=True)
     if not args.name and args.data.exists():
         shards.seal(args.data)
 
