@@ -150,6 +150,38 @@ class Train(Section):
     models: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], Model] = Field(min_length=1)
 
 
+class Range(Section):
+    """Numbers between two; whole ones where both are whole."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.high < self.low or (self.log and self.low <= 0):
+            raise ValueError(f"no range: from {self.low} to {self.high}{', on a log scale' if self.log else ''}")
+        return self
+
+
+class Tune(Section):
+    """The search for a candidate's settings."""
+
+    trials: int = Field(20, ge=1, description="trainings, those of earlier runs of the same search included")
+    space: dict[str, Range | list[Any]] = Field(
+        {
+            "learning_rate": Range(low=3e-4, high=1e-2, log=True),
+            "weight_decay": Range(low=1e-5, high=1e-1, log=True),
+            "label_smoothing": [0.0, 0.02, 0.05],
+            "options.dropout": Range(low=0.0, high=0.5),
+        },
+        min_length=1,
+        description="settings of the candidate by name, dotted: a range {low, high, log}, or a list to choose from",
+    )
+    storage: str | None = Field(None, description="Optuna's database, shared by several machines; else a file here")
+    seed: int = 7
+
+
 class Evaluate(Section):
     """The judge."""
 
@@ -178,6 +210,7 @@ class Params(Section):
     train: Train
     evaluate: Evaluate
     register_: Register = Field(Register(), alias="register")
+    tune: Tune = Tune()
 
     @model_validator(mode="after")
     def _views_exist(self) -> Self:

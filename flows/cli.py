@@ -136,13 +136,10 @@ def forget(
 @app.command()
 def run() -> None:
     """The retraining flow, now."""
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     from components.params import load
 
     models = list(load().train.models)
-    # An orderly end, or Prefect's temporary server would outlive this process.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _prepare_flow()
     from flows import retrain
 
     state = retrain.retrain(return_state=True)
@@ -150,6 +147,32 @@ def run() -> None:
         fail(state.message or "the flow failed")
     print(f"\n{state.message}\n")
     _after_run(models)
+
+
+@app.command()
+def tune(
+    model: str,
+    trials: Annotated[int | None, typer.Option(min=1, help="instead of tune.trials")] = None,
+    apply: Annotated[bool, typer.Option(help="put the best settings into params.yaml")] = False,
+) -> None:
+    """Search for a candidate's settings; a search that was stopped goes on."""
+    from components.params import load
+
+    candidates = load().train.models
+    if model not in candidates:
+        raise StageError(f"train.models has no {model!r}; it has {', '.join(candidates)}")
+    _prepare_flow()
+    from flows import tune as tuning
+
+    state = tuning.tune(model, trials, apply, return_state=True)
+    if not state.is_completed():
+        fail(state.message or "the flow failed")
+    folder = tuning.FOLDER / model
+    best = json.loads((folder / "best.json").read_text())
+    print(f"\nvalidation loss {best['val_loss']:.4f} with")
+    for key, value in best["values"].items():
+        print(f"  {key}: {value}")
+    print(f"{state.message}\ntrials: {folder / 'trials.csv'}, {(folder / 'history.png').resolve().as_uri()}")
 
 
 @app.command()
@@ -293,6 +316,13 @@ def _place(where: str) -> str:
     if colon and scheme in ("web", "feedback") and "://" not in where:
         return f"{scheme}:{_from_start(Path(rest).expanduser()).resolve()}"
     return where if "://" in where else str(_from_start(Path(where).expanduser()).resolve())
+
+
+def _prepare_flow() -> None:
+    """Set Prefect up, and let this process end in order, or Prefect's temporary server would outlive it."""
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def _registry() -> Any:

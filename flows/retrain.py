@@ -27,13 +27,13 @@ def stages(models: list[str]) -> list[str]:
 @task(task_run_name="ingest", cache_policy=NO_CACHE)
 def ingest() -> State[Any]:
     """Bring in what is new in the sources."""
-    return _run(commands.stage("ingest"))
+    return run_command(commands.stage("ingest"))
 
 
 @task(task_run_name="version", cache_policy=NO_CACHE)
 def version() -> State[Any]:
     """Give the data its version: `data.dvc`."""
-    return _run(commands.dvc("add", "data"))
+    return run_command(commands.dvc("add", "data"))
 
 
 @task(task_run_name="push", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 30])
@@ -47,13 +47,13 @@ def reproduce(name: str, stale: bool) -> State[Any]:
     """Run a pure stage, if DVC finds it stale; `stale` says whether anything was when the flow began."""
     if not stale or not commands.stale(name):
         return Completed(message="up to date")
-    return _run(commands.dvc("repro", "--single-item", name))
+    return run_command(commands.dvc("repro", "--single-item", name))
 
 
 @task(task_run_name="register", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
 def register() -> State[Any]:
     """Put the best candidate into the registry."""
-    return _run(commands.stage("register"))
+    return run_command(commands.stage("register"))
 
 
 @task(task_run_name="share", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 30])
@@ -142,7 +142,8 @@ def summary(models: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _run(command: list[str]) -> State[Any]:
+def run_command(command: list[str]) -> State[Any]:
+    """Run a command as the body of a task; its lines go to the task's log."""
     try:
         commands.run(command, get_run_logger().info)
     except commands.CommandFailed as error:

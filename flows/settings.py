@@ -60,3 +60,16 @@ def remember_source(name: str, **said: Any) -> str | None:
     PARAMS.write_text(dumps_yaml(document))
     what = ", ".join(f"{key}: {value}" for key, value in said.items())
     return f"params.yaml: ingest.sources.{name} {f'has {what}' if what else 'is used from now on'}"
+
+
+def remember_model(name: str, values: dict[str, Any]) -> str:
+    """Put settings of a candidate, by their dotted names, into `train.models`; what changed."""
+    document = parse_yaml_for_update(PARAMS.read_text(), str(PARAMS))
+    for key, value in values.items():
+        *path, last = key.split(".")
+        node = document["train"]["models"][name]
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    PARAMS.write_text(dumps_yaml(document))
+    return f"params.yaml: train.models.{name} has " + ", ".join(f"{key}: {value}" for key, value in values.items())

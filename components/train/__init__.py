@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,15 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def train(name: str, model: Model, index_path: Path, arrays: Path, checkpoints: Path, out: Path) -> State:
+def train(
+    name: str,
+    model: Model,
+    index_path: Path,
+    arrays: Path,
+    checkpoints: Path,
+    out: Path,
+    stop: Callable[[State], bool] = lambda state: False,
+) -> State:
     """Fit a network on the index's training images and keep its best epoch by validation loss.
 
     Args:
@@ -40,6 +49,7 @@ def train(name: str, model: Model, index_path: Path, arrays: Path, checkpoints: 
         arrays: from preprocess.
         checkpoints: folder in which a killed training is taken up again.
         out: folder to write: `network.keras`, `training.json` and `history.csv`.
+        stop: is asked after each epoch whether that was the last.
 
     Raises:
         StageError: the loss is not a number, an option is wrong, or MLflow can't be reached.
@@ -52,7 +62,7 @@ def train(name: str, model: Model, index_path: Path, arrays: Path, checkpoints: 
     if state is not None and tracking.active(mlflow, state.run_id) is None:
         state = None
     with mlflow.start_run(
-        run_id=state.run_id if state else None, run_name=None if state else name, log_system_metrics=True
+        run_id=state.run_id if state else None, run_name=None if state else name, log_system_metrics=True, nested=True
     ) as run:
         if state is None:
             state = State(run.info.run_id)
@@ -62,14 +72,23 @@ def train(name: str, model: Model, index_path: Path, arrays: Path, checkpoints: 
             _save_state(folder, state)
         elif state.epoch:
             print(f"{name}: taken up again after epoch {state.epoch} of {model.epochs}", flush=True)
-        network = _fit(name, model, index, arrays, folder, state, mlflow)
+        network = _fit(name, model, index, arrays, folder, state, mlflow, stop)
         _write(out, network, state)
         mlflow.log_artifacts(str(out), "model")
     shutil.rmtree(checkpoints / name, ignore_errors=True)
     return state
 
 
-def _fit(name: str, model: Model, index: pd.DataFrame, arrays: Path, folder: Path, state: State, mlflow: Any) -> Any:
+def _fit(
+    name: str,
+    model: Model,
+    index: pd.DataFrame,
+    arrays: Path,
+    folder: Path,
+    state: State,
+    mlflow: Any,
+    stop: Callable[[State], bool],
+) -> Any:
     keras = networks.load_keras()
     from components.train.batches import Batches, Rows, drawn_crops, shuffled
     from components.train.precision import use_precision
@@ -124,6 +143,8 @@ def _fit(name: str, model: Model, index: pd.DataFrame, arrays: Path, folder: Pat
             f"{scores['images_per_second']:,.0f} images/s",
             flush=True,
         )
+        if stop(state):
+            break
     learner.load_weights(folder / f"epoch-{state.best_epoch}.weights.h5")
     return network
 
