@@ -1,0 +1,37 @@
+"""Distances in feature space: what is far from both classes is unfamiliar."""
+
+from pathlib import Path
+
+import numpy as np
+
+from components.networks.familiarity import Familiarity
+
+RNG = np.random.default_rng(0)
+LABELS = np.arange(2000) % 2 == 0
+MIX = RNG.normal(size=(8, 8))
+FEATURES = RNG.normal(size=(2000, 8)) @ MIX + LABELS[:, None] * 6
+
+
+def test_new_images_of_the_same_kind_are_familiar() -> None:
+    fitted = Familiarity.fit(FEATURES, LABELS)
+    more = RNG.normal(size=(2000, 8)) @ MIX + LABELS[:, None] * 6
+    assert 0.97 < (fitted.distances(more) <= fitted.limit).mean() <= 1
+
+
+def test_images_of_another_kind_are_not() -> None:
+    fitted = Familiarity.fit(FEATURES, LABELS)
+    shifted = FEATURES + 10 * MIX[0]  # along a direction in which the classes don't differ
+    assert (fitted.distances(shifted) > fitted.limit).mean() > 0.95
+
+
+def test_between_the_classes_is_not_near_either() -> None:
+    fitted = Familiarity.fit(FEATURES * [1, 0, 0, 0, 0, 0, 0, 0] + LABELS[:, None] * 100, LABELS)
+    assert fitted.distances(np.full((1, 8), 50.0))[0] > fitted.limit
+
+
+def test_it_survives_a_file(tmp_path: Path) -> None:
+    fitted = Familiarity.fit(FEATURES, LABELS)
+    fitted.save(tmp_path / "familiar.npz")
+    again = Familiarity.load(tmp_path / "familiar.npz")
+    assert np.allclose(again.distances(FEATURES), fitted.distances(FEATURES), rtol=0.01)
+    assert np.isclose(again.limit, fitted.limit)
