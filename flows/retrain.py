@@ -20,8 +20,8 @@ UNCHANGED = "nothing changed: no stage had to run"
 
 
 def stages(models: list[str]) -> list[str]:
-    """DVC's names of the pure stages, in the order in which they run."""
-    return [*SOLO, *(f"{stage}@{model}" for model in models for stage in EACH)]
+    """DVC's names of the stages that run for each candidate, in their order."""
+    return [f"{stage}@{model}" for model in models for stage in EACH]
 
 
 @task(task_run_name="ingest", cache_policy=NO_CACHE)
@@ -91,16 +91,32 @@ def retrain() -> State[Any]:
         return Failed(message=str(error))
 
 
-def _steps(models: list[str]) -> State[Any]:
+def prepare() -> tuple[State[Any] | None, bool]:
+    """Ingest, version, push, validate and preprocess, inside a flow.
+
+    Returns:
+        The state of the step that failed, or None; and whether any stage was stale.
+    """
     for step in (ingest, version, push):
         state = step(return_state=True)
         if not state.is_completed():
-            return Failed(message=state.message)
+            return state, True
     stale = commands.stale()
-    for name in stages(models):
+    for name in SOLO:
         state = reproduce(name, stale, return_state=True)
         if name == "validate":
             show_data()
+        if not state.is_completed():
+            return state, stale
+    return None, stale
+
+
+def _steps(models: list[str]) -> State[Any]:
+    failed, stale = prepare()
+    if failed is not None:
+        return Failed(message=failed.message)
+    for name in stages(models):
+        state = reproduce(name, stale, return_state=True)
         if not state.is_completed():
             return Failed(message=state.message)
     state = register(return_state=True)

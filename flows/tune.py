@@ -28,10 +28,9 @@ def tune(model: str, trials: int | None = None, apply: bool = False) -> State[An
     """Search for the settings of one candidate; with `apply`, put the best into params.yaml."""
     try:
         with locks.only_run(Path("artifacts")):
-            for name in retrain.SOLO:
-                state = retrain.reproduce(name, True, return_state=True)
-                if not state.is_completed():
-                    return Failed(message=state.message)
+            failed, _ = retrain.prepare()
+            if failed is not None:
+                return Failed(message=failed.message)
             state = search(model, trials, return_state=True)
             if not state.is_completed():
                 return Failed(message=state.message)
