@@ -20,8 +20,8 @@ UNCHANGED = "nothing changed: no stage had to run"
 
 
 def stages(models: list[str]) -> list[str]:
-    """DVC's names of the stages that run for each candidate, in their order."""
-    return [f"{stage}@{model}" for model in models for stage in EACH]
+    """DVC's names of the pure stages, in the order in which they run."""
+    return [*SOLO, *(f"{stage}@{model}" for model in models for stage in EACH)]
 
 
 @task(task_run_name="ingest", cache_policy=NO_CACHE)
@@ -115,7 +115,7 @@ def _steps(models: list[str]) -> State[Any]:
     failed, stale = prepare()
     if failed is not None:
         return Failed(message=failed.message)
-    for name in stages(models):
+    for name in stages(models)[len(SOLO) :]:
         state = reproduce(name, stale, return_state=True)
         if not state.is_completed():
             return Failed(message=state.message)

@@ -132,7 +132,12 @@ def _suggest(trial: Any, key: str, choices: Range | list[Any]) -> Any:
         return trial.suggest_categorical(key, choices)
     if isinstance(choices.low, int) and isinstance(choices.high, int):
         return trial.suggest_int(key, choices.low, choices.high, log=choices.log)
-    return trial.suggest_float(key, choices.low, choices.high, log=choices.log)
+    return _short(trial.suggest_float(key, choices.low, choices.high, log=choices.log))
+
+
+def _short(value: Any) -> Any:
+    """Three digits are as many as a person would write, and as matter."""
+    return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 def _inside(value: Any, choices: Range | list[Any]) -> bool:
@@ -195,7 +200,8 @@ def _result(study: Any) -> dict[str, Any]:
     if not counts["finished"]:
         reasons = [trial.user_attrs[_REASON] for trial in study.trials if _REASON in trial.user_attrs]
         raise StageError(f"tuning: no trial came to an end; the last one: {reasons[-1] if reasons else 'unknown'}")
-    return {"values": study.best_params, "val_loss": study.best_value, "trial": study.best_trial.number, **counts}
+    values = {key: _short(value) for key, value in study.best_params.items()}
+    return {"values": values, "val_loss": study.best_value, "trial": study.best_trial.number, **counts}
 
 
 def _write(study: Any, best: dict[str, Any], folder: Path) -> None:
