@@ -13,7 +13,7 @@ from typing import Any
 
 from components.stage import StageError
 
-_MODULES = {"cnn": "cnn", "efficientnet": "efficientnet"}
+_MODULES = {"cnn": "cnn", "efficientnet": "efficientnet", "residual": "residual"}
 _BUILDERS: dict[str, Callable[..., Any]] = {}
 
 

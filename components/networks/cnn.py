@@ -32,6 +32,6 @@ def cnn(side: int, width: int = 32, blocks: int = 3, dropout: float = 0.2) -> An
             x = layers.Conv2D(width * 2**block, 3, padding="same", use_bias=False)(x)
             x = layers.BatchNormalization(momentum=0.9)(x)
             x = layers.ReLU()(x)
-    x = layers.GlobalAveragePooling2D()(x)
+    x = layers.GlobalAveragePooling2D(name="features")(x)
     x = layers.Dropout(dropout)(x)
     return keras.Model(inputs, layers.Dense(1, dtype="float32", name="logit")(x), name="cnn")

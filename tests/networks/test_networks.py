@@ -12,6 +12,7 @@ from components.stage import StageError
 TINY = {
     "cnn": (16, {"width": 4}),
     "efficientnet": (32, {"variant": "B0", "weights": "none"}),
+    "residual": (16, {"size": "xs"}),
 }
 
 
