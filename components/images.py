@@ -107,6 +107,22 @@ def render(image: Image.Image, view: str) -> np.ndarray:
     return np.asarray(image)
 
 
+def places(image: Image.Image, view: str) -> list[tuple[int, int, int, int]]:
+    """Which parts of an RGB image its `render`ed crops show: (left, top, right, bottom) in px, one for each crop.
+
+    Crops of a smaller image reach beyond its edges.
+    """
+    width, height = image.size
+    side = view_size(view) if view.startswith("crop-") else min(image.size)
+    if not view.startswith(("crop-", "cover-")):
+        return [(0, 0, width, height)]
+    corners = [(max(0, width - side) // 2, max(0, height - side) // 2)]
+    if len(view_shape(view)) == 4:
+        corners = _textured(image, side, view_shape(view)[0])
+    padded, above = (max(0, side - n) // 2 for n in image.size)
+    return [(left - padded, top - above, left - padded + side, top - above + side) for left, top in corners]
+
+
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Lanczos; to a quarter or less by way of averages over blocks of pixels, which saves most of the work."""
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)

@@ -144,10 +144,21 @@ class Model(Section):
     seed: int = 7
 
 
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
 class Train(Section):
     """The candidates."""
 
-    models: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], Model] = Field(min_length=1)
+    models: dict[Name, Model] = Field(min_length=1)
+    ensembles: dict[Name, Annotated[list[str], Field(min_length=2)]] = Field(
+        {}, description="candidates that are the calibrated average of others, by name: two models or more"
+    )
+
+    @property
+    def candidates(self) -> dict[str, list[str]]:
+        """All candidates with the models that they are made of, the ensembles last."""
+        return {**{name: [name] for name in self.models}, **self.ensembles}
 
 
 class Range(Section):
@@ -186,6 +197,12 @@ class Evaluate(Section):
     """The judge."""
 
     bootstrap: int = Field(1000, ge=100, description="resamples")
+    min_real_accuracy: Share = Field(
+        0.85, description="share of real images that the threshold has to call real, whatever it costs elsewhere"
+    )
+    degraded_images: int = Field(
+        3000, ge=0, description="validation images that are also degraded to fit the threshold, at most"
+    )
     target_error: Share = Field(0.05, description="share of wrong verdicts that the uncertain band aims at")
     max_uncertain: Share = Field(0.25, description="share of images that may be called uncertain")
     robustness_images: int = Field(1000, ge=0, description="test images that are degraded; 0 leaves it out")
@@ -220,6 +237,17 @@ class Params(Section):
                     f"train.models.{name}.view is {model.view}, which preprocess.views "
                     f"({', '.join(self.preprocess.views)}) doesn't make"
                 )
+        for name, members in self.train.ensembles.items():
+            if name in self.train.models:
+                raise ValueError(f"train.ensembles.{name} has the name of a model; choose another one")
+            for member in members:
+                if member not in self.train.models:
+                    raise ValueError(
+                        f"train.ensembles.{name} names {member!r}, which train.models "
+                        f"({', '.join(self.train.models)}) doesn't have"
+                    )
+            if len(set(members)) < len(members):
+                raise ValueError(f"train.ensembles.{name} names a model twice")
         equalise = self.preprocess.equalise
         for view in self.preprocess.views if equalise else ():
             side = int(view.rsplit("-", 1)[-1].split("x")[0])

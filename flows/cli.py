@@ -138,7 +138,7 @@ def run() -> None:
     """The retraining flow, now."""
     from components.params import load
 
-    models = list(load().train.models)
+    candidates = list(load().train.candidates)
     _prepare_flow()
     from flows import retrain
 
@@ -146,7 +146,7 @@ def run() -> None:
     if not state.is_completed():
         fail(state.message or "the flow failed")
     print(f"\n{state.message}\n")
-    _after_run(models)
+    _after_run(candidates)
 
 
 @app.command()
@@ -180,6 +180,9 @@ def check(
     paths: list[Path],
     csv: Annotated[Path | None, typer.Option(help="write a table here")] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="write a list of objects here")] = None,
+    heatmap: Annotated[
+        Path | None, typer.Option(help="draw here where in each picture the evidence lies: red for ai, blue for real")
+    ] = None,
     version: Annotated[str | None, typer.Option(help="another version than the champion")] = None,
 ) -> None:
     """Verdicts for files and folders."""
@@ -194,7 +197,7 @@ def check(
         if champion is None:
             raise StageError("there is no champion yet; `trueframe run` trains one")
         version = champion.number
-    rows = list(batch.check(registry.load(version), files))
+    rows = list(batch.check(registry.load(version), files, _from_start(heatmap) if heatmap else None))
     if csv:
         batch.write_csv(rows, _from_start(csv))
     if json_:
@@ -332,21 +335,21 @@ def _registry() -> Any:
     return Registry(load().register_.model)
 
 
-def _after_run(models: list[str]) -> None:
+def _after_run(candidates: list[str]) -> None:
     """The scores, where the reports are, and what to do next."""
     registration = json.loads(Path("artifacts/registration.json").read_text())
     table = Table("candidate", "balanced accuracy", "95 % interval", "AUROC", "test images")
-    for model in models:
-        scores = json.loads((Path("artifacts/evaluation") / model / "metrics.json").read_text())
+    for name in candidates:
+        scores = json.loads((Path("artifacts/evaluation") / name / "metrics.json").read_text())
         low, high = scores["intervals"]["balanced_accuracy"]
         cells = [f"{scores['balanced_accuracy']:.4f}", f"{low:.4f} to {high:.4f}", f"{scores['auroc']:.4f}"]
-        table.add_row(model, *cells, f"{scores['n']:,}")
+        table.add_row(name, *cells, f"{scores['n']:,}")
     console.print(table)
     for reason in registration["reasons"]:
         print(reason)
     name, champion = registration["model_name"], registration["aliases"]["champion"]
     print(f"champion: {name} version {champion}" if champion else "champion: none")
-    reported = registration["candidate"] or models[0]
+    reported = registration["candidate"] or candidates[0]
     print(f"report:   {Path('artifacts/evaluation', reported, 'report.html').resolve().as_uri()}")
     print(f"data:     {Path('artifacts/validation/report.html').resolve().as_uri()}")
     bin_ = Path(sys.executable).parent

@@ -1,6 +1,7 @@
 """The retraining flow: images in, a judged and registered model out."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ EACH = ("train", "evaluate")
 UNCHANGED = "nothing changed: no stage had to run"
 
 
-def stages(models: list[str]) -> list[str]:
+def stages(models: Iterable[str], ensembles: Iterable[str] = ()) -> list[str]:
     """DVC's names of the pure stages, in the order in which they run."""
-    return [*SOLO, *(f"{stage}@{model}" for model in models for stage in EACH)]
+    each = [f"{stage}@{model}" for model in models for stage in EACH]
+    return [*SOLO, *each, *(f"ensemble@{ensemble}" for ensemble in ensembles)]
 
 
 @task(task_run_name="ingest", cache_policy=NO_CACHE)
@@ -75,18 +77,18 @@ def show_data() -> None:
 
 
 @task(task_run_name="publish", cache_policy=NO_CACHE)
-def publish(models: list[str]) -> None:
+def publish(candidates: Iterable[str]) -> None:
     """Show what came out in the Prefect UI."""
-    create_markdown_artifact(summary(models), key="retraining", description="What was trained and decided")
+    create_markdown_artifact(summary(candidates), key="retraining", description="What was trained and decided")
 
 
 @flow(name="retrain", persist_result=False)
 def retrain() -> State[Any]:
     """Ingest, version, push, validate, preprocess, train, evaluate, register, share."""
     try:
-        models = list(params.load().train.models)
+        train = params.load().train
         with locks.only_run(Path("artifacts")):
-            return _steps(models)
+            return _steps(train)
     except StageError as error:
         return Failed(message=str(error))
 
@@ -111,25 +113,25 @@ def prepare() -> tuple[State[Any] | None, bool]:
     return None, stale
 
 
-def _steps(models: list[str]) -> State[Any]:
+def _steps(train: params.Train) -> State[Any]:
     failed, stale = prepare()
     if failed is not None:
         return Failed(message=failed.message)
-    for name in stages(models)[len(SOLO) :]:
+    for name in stages(train.models, train.ensembles)[len(SOLO) :]:
         state = reproduce(name, stale, return_state=True)
         if not state.is_completed():
             return Failed(message=state.message)
     state = register(return_state=True)
     if not state.is_completed():
         return Failed(message=state.message)
-    publish(models)
+    publish(train.candidates)
     state = share(return_state=True)
     if not state.is_completed():
         return Failed(message=state.message)
     return Completed(message="retrained" if stale else UNCHANGED)
 
 
-def summary(models: list[str]) -> str:
+def summary(candidates: Iterable[str]) -> str:
     """What was trained, the scores, the decision, and where to look, in Markdown."""
     registration = json.loads(Path("artifacts/registration.json").read_text())
     report = json.loads(Path("artifacts/validation/report.json").read_text())
@@ -147,12 +149,12 @@ def summary(models: list[str]) -> str:
         "| candidate | balanced accuracy | 95 % interval | AUROC | test images | report |",
         "|---|---|---|---|---|---|",
     ]
-    for model in models:
-        folder = Path("artifacts/evaluation") / model
+    for candidate in candidates:
+        folder = Path("artifacts/evaluation") / candidate
         scores = json.loads((folder / "metrics.json").read_text())
         low, high = scores["intervals"]["balanced_accuracy"]
         lines.append(
-            f"| {model} | {scores['balanced_accuracy']:.4f} | {low:.4f} to {high:.4f} | {scores['auroc']:.4f} "
+            f"| {candidate} | {scores['balanced_accuracy']:.4f} | {low:.4f} to {high:.4f} | {scores['auroc']:.4f} "
             f"| {scores['n']:,} | [report]({(folder / 'report.html').resolve().as_uri()}) |"
         )
     return "\n".join(lines)

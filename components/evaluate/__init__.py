@@ -1,6 +1,7 @@
-"""Judge one trained network on images that it has never seen."""
+"""Judge one candidate on images that it has never seen."""
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from components import images, parallel, shards, stage, tracking
 from components.evaluate import decision as decisions
 from components.evaluate import metrics as figures
 from components.evaluate import robustness
+from components.evaluate.decision import Scored
 from components.params import Evaluate
 
 PREDICTIONS = ["sha256", "label", "probability", "split"]
+_EXPLAINED = 8  # images on the sheet of explanations
+_BATCH = 256  # arrays that a worker makes at once
 
 
 def evaluate(
     name: str,
-    view: str,
+    views: Mapping[str, str],
     settings: Evaluate,
     trained: Path,
     index_path: Path,
@@ -32,48 +36,63 @@ def evaluate(
 
     Args:
         name: of the candidate.
-        view: what it sees.
+        views: what its members see, by the name of their model: one of a model, several of an ensemble. Several are
+            each calibrated on the validation images, and the mean of their logits is the candidate's logit.
         settings: the section `evaluate`.
-        trained: folder that train wrote.
+        trained: folder with a folder that train wrote for each member.
         index_path: from preprocess.
         arrays: from preprocess.
         data: folder of the shards.
-        out: folder to write: `metrics.json`, `predictions.parquet`, `decision.json`, pictures and `report.html`.
+        out: folder to write: `metrics.json`, `predictions.parquet`, `decision.json`, `run.json`, pictures,
+            `report.html` and `model_card.md`.
 
     Returns:
         What `metrics.json` holds.
     """
-    from components.evaluate import plots, report
-    from components.networks.inference import Scorer
+    from components.evaluate import card, plots, report
+    from components.networks.inference import Ensemble, Member, Scorer
 
-    index = pd.read_parquet(index_path)
-    n_left_out = int(index["split"].isna().sum())
-    index = index[index["split"].isin(["validation", "test"])].reset_index(drop=True)
+    everything = pd.read_parquet(index_path)
+    index = everything[everything["split"].isin(["validation", "test"])].reset_index(drop=True)
     equalise = json.loads((arrays / "made.json").read_text())["equalise"]
     labels = (index["label"] == "ai").to_numpy()
     held, test = (index["split"] == "validation").to_numpy(), (index["split"] == "test").to_numpy()
-    scorer = Scorer(trained / "network.keras")
-    logits = _logits(scorer, index, arrays, view)
-    decision = decisions.fit(logits[held], labels[held], settings.target_error, settings.max_uncertain)
-    p = decision.probabilities(logits)
-
-    result = _judge(index[test], labels[test], p[test], decision, settings)
-    result["n_validation"], result["n_left_out"] = int(held.sum()), n_left_out
     files = shards.paths(data, index["source"].unique())
-    result["robustness"] = _degraded(scorer, decision, (view, equalise), index[test], files, settings)
+
+    scorers = [Scorer(trained / member / "network.keras") for member in views]
+    each = [_logits(scorer, index, arrays, view) for scorer, view in zip(scorers, views.values(), strict=True)]
+    temperatures = [decisions.calibrate(Scored(z[held], labels[held])) for z in each] if len(each) > 1 else [1.0]
+    ensemble = Ensemble([Member(*m) for m in zip(scorers, views.values(), temperatures, strict=True)])
+    logits = np.stack([z / np.float32(t) for z, t in zip(each, temperatures, strict=True)]).mean(axis=0)
+
+    def degraded(rows: pd.DataFrame, which: np.ndarray, what: str) -> np.ndarray:
+        return _degraded(ensemble, equalise, rows, files, which, what)
+
+    decision = _decide(index, logits, labels, held, settings, degraded)
+    p = decision.probabilities(logits)
+    result = _judge(index[test], labels[test], p[test], decision, settings)
+    result["n_validation"], result["n_left_out"] = int(held.sum()), int(everything["split"].isna().sum())
+    result["robustness"] = _robustness(index[test], decision, settings, degraded)
 
     out.mkdir(parents=True, exist_ok=True)
-    pictures = [out / "curves.png", out / "scores.png", out / "mistakes.png", out / "examples.png"]
-    plots.curves(labels[test], p[test], decision.threshold, result, pictures[0])
-    plots.scores_by_label(labels[test], p[test], decision, pictures[1])
-    _contact_sheets(index[test], labels[test], p[test], decision, files, pictures[2], pictures[3])
-    report.write(name, result, decision, pictures, out / "report.html")
+    pictures = {
+        stem: out / f"{stem}.png" for stem in ("curves", "risk", "scores", "robustness", "mistakes", "examples")
+    }
+    plots.curves(labels[test], p[test], decision.threshold, result, pictures["curves"])
+    plots.risk_coverage(result, pictures["risk"])
+    plots.scores_by_label(labels[test], p[test], decision, pictures["scores"])
+    plots.robustness(result, pictures["robustness"])
+    _contact_sheets(index[test], labels[test], p[test], decision, files, pictures)
+    pictures["explanations"] = out / "explanations.png"
+    result["explanation"] = _explain(ensemble, equalise, index[test], p[test], files, pictures["explanations"])
+    report.write(name, list(views), result, decision, settings, pictures, out / "report.html")
+    card.write(name, views, result, decision, settings, _training_data(everything, data), out / "model_card.md")
     index.assign(probability=p)[PREDICTIONS].to_parquet(out / "predictions.parquet", index=False)
-    (out / "decision.json").write_text(
-        json.dumps({**asdict(decision), "view": view, "equalise": equalise}, indent=2) + "\n"
-    )
+    members = [{"name": n, "view": v, "temperature": t} for (n, v), t in zip(views.items(), temperatures, strict=True)]
+    sight = {"members": members} if len(members) > 1 else {"view": members[0]["view"]}
+    (out / "decision.json").write_text(json.dumps({**asdict(decision), **sight, "equalise": equalise}, indent=2) + "\n")
     stage.replace(out / "metrics.json", lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
-    _log(name, trained, result, out)
+    _log(name, trained, list(views), result, out)
     return result
 
 
@@ -88,6 +107,21 @@ def _logits(scorer: Any, index: pd.DataFrame, arrays: Path, view: str) -> np.nda
     return logits
 
 
+def _decide(
+    index: pd.DataFrame, logits: np.ndarray, labels: np.ndarray, held: np.ndarray, settings: Evaluate, degraded: Any
+) -> decisions.Decision:
+    """The decision from the validation images, some of which are degraded, each in a way of its own."""
+    clean = Scored(logits[held], labels[held])
+    if not settings.degraded_images:
+        return decisions.fit(clean, clean, Scored(np.empty(0), np.empty(0, bool)), settings)
+    rows = index[held]
+    rows = rows.sample(min(settings.degraded_images, len(rows)), random_state=settings.seed).sort_index()
+    which = robustness.draw(rows["sha256"], settings.seed)[:, None]
+    half = Scored(logits[rows.index], labels[rows.index])
+    other = Scored(degraded(rows, which, "validation images degraded")[:, 0], half.labels)
+    return decisions.fit(clean, half, other, settings)
+
+
 def _judge(
     rows: pd.DataFrame, labels: np.ndarray, p: np.ndarray, decision: decisions.Decision, settings: Evaluate
 ) -> dict[str, Any]:
@@ -96,6 +130,7 @@ def _judge(
 
     certain = (p < decision.low) | (p >= decision.high)
     right = (p >= decision.threshold) == labels
+    of_label = {"ai": labels, "real": ~labels}
     generator = rows["generator"]
     # A generator is judged against the real images of the sources that it occurs in.
     against = {
@@ -104,55 +139,82 @@ def _judge(
         )
         for g in sorted(generator.dropna().unique())
     }
+
+    def share(which: np.ndarray) -> float | None:
+        return float(right[which].mean()) if which.any() else None
+
     return {
         **summary(np.ones(len(p), bool)),
         "uncertain_share": float(1 - certain.mean()),
-        "certain_accuracy": float(right[certain].mean()) if certain.any() else None,
+        "certain_accuracy": share(certain),
+        "certain_by_label": {label: share(certain & which) for label, which in of_label.items()},
         "threshold": decision.threshold,
+        "risk_coverage": decisions.risk_coverage(p, labels, decision.threshold),
+        "by_label": {label: summary(which) for label, which in of_label.items() if which.any()},
         "by_source": {str(s): summary((rows["source"] == s).to_numpy()) for s in sorted(rows["source"].unique())},
         "by_generator": {g: summary(which.to_numpy()) for g, which in against.items()},
     }
 
 
-def _degraded(
-    scorer: Any,
-    decision: decisions.Decision,
-    sight: tuple[str, Any],
-    rows: pd.DataFrame,
-    files: dict[str, Path],
-    settings: Evaluate,
+def _robustness(
+    rows: pd.DataFrame, decision: decisions.Decision, settings: Evaluate, degraded: Any
 ) -> list[dict[str, Any]]:
+    """Scores under each entry of the grid."""
     if not settings.robustness_images:
         return []
-    rows = rows.sample(min(settings.robustness_images, len(rows)), random_state=settings.seed)
-    rows = rows.sort_values(["shard", "row"])
+    rows = rows.sample(min(settings.robustness_images, len(rows)), random_state=settings.seed).sort_index()
     labels = (rows["label"] == "ai").to_numpy()
-    batches = parallel.batched((data for _, data in shards.load(files, rows)), 100)
-    parts = list(parallel.ordered_map(_degrade, ((batch, *sight) for batch in batches), patience=0))
+    which = np.tile(np.arange(len(robustness.GRID)), (len(rows), 1))
+    p = decision.probabilities(degraded(rows, which, "test images degraded"))
     entries = []
-    for number, (degradation, _, strength) in enumerate(robustness.GRID):
-        pixels = np.concatenate([part[number] for part in parts])
-        p = decision.probabilities(scorer.logits(pixels))
-        scores = figures.summarise(labels, p, decision.threshold, settings.bootstrap, settings.seed)
+    for number, degradation in enumerate(robustness.GRID):
+        scores = figures.summarise(labels, p[:, number], decision.threshold, settings.bootstrap, settings.seed)
+        real = float((p[~labels, number] < decision.threshold).mean()) if (~labels).any() else None
         entries.append(
             {
-                "degradation": degradation,
-                "strength": strength,
+                "degradation": degradation.name,
+                "strength": degradation.strength,
                 "n": len(rows),
                 "intervals": {k: scores["intervals"][k] for k in ("accuracy", "balanced_accuracy", "auroc")},
-                **{k: scores[k] for k in ("accuracy", "balanced_accuracy", "auroc")},
+                **{k: scores[k] for k in ("accuracy", "balanced_accuracy", "auroc", "recall")},
+                "real_accuracy": real,
             }
         )
     return entries
 
 
-def _degrade(task: tuple[list[bytes], str, Any]) -> list[np.ndarray]:
-    batch, view, equalise = task
-    decoded = [images.decode(data) for data in batch]
-    return [
-        np.stack([images.render(images.equalise(function(image, strength), equalise), view) for image in decoded])
-        for _, function, strength in robustness.GRID
-    ]
+def _degraded(
+    ensemble: Any, equalise: Any, rows: pd.DataFrame, files: dict[str, Path], which: np.ndarray, what: str
+) -> np.ndarray:
+    """Logits of images after entries of the grid: of shape (n, k), for places in it of the same shape."""
+    place = {label: number for number, label in enumerate(rows.index)}
+    n, k = which.shape
+    logits = np.empty((n, k), np.float32)
+
+    def tasks() -> Iterator[tuple[list[int], list[bytes], np.ndarray, list[str], Any]]:
+        for batch in parallel.batched(shards.load(files, rows), max(1, _BATCH // k)):
+            places = [place[label] for label, _ in batch]
+            yield places, [data for _, data in batch], which[places], ensemble.views, equalise
+
+    progress = parallel.Progress(what, n)
+    for places, pixels in parallel.ordered_map(_degrade, tasks()):
+        logits[places] = ensemble.logits(pixels).reshape(-1, k)
+        progress.add(len(places))
+    return logits
+
+
+def _degrade(
+    task: tuple[list[int], list[bytes], np.ndarray, list[str], Any],
+) -> tuple[list[int], list[np.ndarray]]:
+    places, batch, which, views, equalise = task
+    seen: list[list[np.ndarray]] = [[] for _ in views]
+    for data, numbers in zip(batch, which, strict=True):
+        image = images.decode(data)
+        for number in numbers:
+            equal = images.equalise(robustness.GRID[number](image), equalise)
+            for view, of_view in zip(views, seen, strict=True):
+                of_view.append(images.render(equal, view))
+    return places, [np.stack(of_view) for of_view in seen]
 
 
 def _contact_sheets(
@@ -161,8 +223,7 @@ def _contact_sheets(
     p: np.ndarray,
     decision: decisions.Decision,
     files: dict[str, Path],
-    mistakes: Path,
-    examples: Path,
+    pictures: dict[str, Path],
 ) -> None:
     from components.evaluate import plots
 
@@ -172,19 +233,69 @@ def _contact_sheets(
     worst = rows.index[np.argsort(-wrongness)[: min(24, int((wrongness > 0).sum()))]]
     some = rows.groupby("label").sample(12, random_state=0, replace=True).index.unique()
     score = pd.Series(p, rows.index)
-    for chosen, title, path in (
-        (worst, "Worst mistakes: label and probability of ai", mistakes),
-        (some, "Examples: label and probability of ai", examples),
-    ):
-        loaded: dict[Any, Image.Image] = {
-            row: images.decode(data) for row, data in shards.load(files, rows.loc[chosen])
-        }
-        plots.examples([(loaded[r], str(rows.loc[r, "label"]), float(score[r])) for r in chosen], title, path)
+    for chosen, path in ((worst, pictures["mistakes"]), (some, pictures["examples"])):
+        loaded = _images(rows.loc[chosen], files)
+        plots.examples([(loaded[r], str(rows.loc[r, "label"]), float(score[r])) for r in chosen], path)
 
 
-def _log(name: str, trained: Path, result: dict[str, Any], out: Path) -> None:
+def _explain(
+    ensemble: Any, equalise: Any, rows: pd.DataFrame, p: np.ndarray, files: dict[str, Path], path: Path
+) -> dict[str, Any]:
+    """Draw where the evidence lies in some images, and compare exact maps with occlusion."""
+    from components.evaluate import plots
+    from components.networks import explain
+
+    chosen = rows.groupby("label").sample(_EXPLAINED // 2, random_state=1, replace=True).index.unique()
+    score = pd.Series(p, rows.index)
+    shown, agreements, exact = [], [], False
+    for row, stored in _images(rows.loc[chosen], files).items():
+        image = images.equalise(stored, equalise)
+        found, exact = explain.evidence(ensemble, image)
+        shown.append((image, explain.overlay(image, found), str(rows.loc[row, "label"]), float(score[row])))
+        for member in ensemble.members:
+            if member.scorer.decomposes:
+                pixels = images.render(image, member.view).reshape(-1, *images.view_shape(member.view)[-3:])[0]
+                occluded = explain.occlusion_map(member.scorer, pixels)
+                agreements.append(explain.agreement(member.scorer.activation_map(pixels), occluded))
+    plots.explanations(shown, path)
+    known = [value for value in agreements if np.isfinite(value)]
+    return {
+        "method": "class activation" if exact else "occlusion",
+        "occlusion_correlation": float(np.mean(known)) if known else None,
+        "n": len(shown),
+    }
+
+
+def _images(rows: pd.DataFrame, files: dict[str, Path]) -> dict[Any, Image.Image]:
+    return {row: images.decode(data) for row, data in shards.load(files, rows)}
+
+
+def _training_data(index: pd.DataFrame, data: Path) -> list[dict[str, Any]]:
+    """For each source: how many images trained, of which generators, and what licences their publisher named."""
+    known = []
+    for source, rows in index[index["split"] == "train"].groupby("source"):
+        about = shards.about(data, str(source))
+        known.append(
+            {
+                "source": str(source),
+                **{label: int((rows["label"] == label).sum()) for label in shards.LABELS},
+                "generators": sorted(rows["generator"].dropna().unique()),
+                "licences": sorted(about.loc[about["sha256"].isin(rows["sha256"]), "licence"].dropna().unique()),
+            }
+        )
+    return known
+
+
+def _log(name: str, trained: Path, members: list[str], result: dict[str, Any], out: Path) -> None:
+    """Log to the run that trained the network; an ensemble has a run of its own. `run.json` says which."""
     mlflow = tracking.connect()
-    run_id = tracking.active(mlflow, json.loads((trained / "training.json").read_text())["run_id"])
-    with mlflow.start_run(run_id=run_id, run_name=None if run_id else name):
+    run_id = None
+    if len(members) == 1:
+        run_id = tracking.active(mlflow, json.loads((trained / members[0] / "training.json").read_text())["run_id"])
+    with mlflow.start_run(run_id=run_id, run_name=None if run_id else name) as run:
+        if len(members) > 1:
+            mlflow.log_params({"model": name, "members": ", ".join(members)})
+            mlflow.set_tags({"stage": "evaluate", **tracking.lineage()})
         mlflow.log_metrics({f"test_{k}": result[k] for k in figures.NAMES if result[k] is not None})
+        stage.replace(out / "run.json", lambda path: path.write_text(json.dumps({"run_id": run.info.run_id}) + "\n"))
         mlflow.log_artifacts(str(out), "evaluation")

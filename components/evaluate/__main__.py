@@ -11,9 +11,9 @@ from components.stage import StageError
 def run() -> None:
     """Evaluate, and print the main figures."""
     parser = argparse.ArgumentParser(prog="python -m components.evaluate", description=__doc__)
-    parser.add_argument("--model", required=True, help="a key of train.models")
+    parser.add_argument("--model", required=True, help="a key of train.models or train.ensembles")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--trained", type=Path, help="artifacts/models/MODEL by default")
+    parser.add_argument("--models", type=Path, default=Path("artifacts/models"), help="what train wrote")
     parser.add_argument("--index", type=Path, default=Path("artifacts/index.parquet"))
     parser.add_argument("--arrays", type=Path, default=Path("artifacts/arrays"))
     parser.add_argument("--data", type=Path, default=Path("data"))
@@ -21,12 +21,12 @@ def run() -> None:
     args = parser.parse_args()
 
     settings = params.load(args.params)
-    if args.model not in settings.train.models:
-        raise StageError(f"train.models has no {args.model!r}; it has {', '.join(settings.train.models)}")
+    members = settings.train.candidates.get(args.model)
+    if members is None:
+        raise StageError(f"there is no candidate {args.model!r}; there are {', '.join(settings.train.candidates)}")
     out = args.out or Path("artifacts/evaluation") / args.model
-    trained = args.trained or Path("artifacts/models") / args.model
-    view = settings.train.models[args.model].view
-    result = evaluate(args.model, view, settings.evaluate, trained, args.index, args.arrays, args.data, out)
+    views = {member: settings.train.models[member].view for member in members}
+    result = evaluate(args.model, views, settings.evaluate, args.models, args.index, args.arrays, args.data, out)
     low, high = result["intervals"]["balanced_accuracy"]
     print(
         f"{args.model}: balanced accuracy {result['balanced_accuracy']:.4f} ({low:.4f} to {high:.4f}), "

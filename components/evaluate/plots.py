@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve
 
@@ -88,26 +89,81 @@ def scores_by_label(labels: np.ndarray, p: np.ndarray, decision: Any, path: Path
     axis.hist(p[labels], bins, color=_AI, alpha=0.6, label="ai")
     axis.axvspan(decision.low, decision.high, color=_GREY, alpha=0.25, label="uncertain")
     axis.axvline(decision.threshold, color="black", linewidth=1, label="threshold")
-    axis.set(yscale="log", xlabel="probability of ai", ylabel="test images", title="Scores")
+    axis.set(yscale="log", xlabel="probability of ai", ylabel="test images")
     axis.legend(ncols=4, loc="upper center")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
-def examples(rows: list[tuple[Image.Image, str, float]], title: str, path: Path) -> None:
+def risk_coverage(scores: dict[str, Any], path: Path) -> None:
+    """How often the answer is wrong among the surest images, with the point at which the uncertain band leaves it."""
+    figure, axis = plt.subplots(figsize=(10, 3), layout="constrained")
+    points = scores["risk_coverage"]
+    axis.plot([q["coverage"] for q in points], [q["risk"] for q in points], color=_AI)
+    if scores["certain_accuracy"] is not None:
+        at = 1 - scores["uncertain_share"], 1 - scores["certain_accuracy"]
+        axis.plot(*at, "o", color="black", label=f"answered: {at[0]:.0%}, of these wrong: {at[1]:.1%}")
+        axis.legend(loc="upper left")
+    axis.set(xlabel="share of images that get an answer, the surest first", ylabel="share of wrong answers")
+    axis.set(xlim=(0, 1.02), ylim=(0, None))
+    _percent(axis.xaxis, axis.yaxis)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def robustness(scores: dict[str, Any], path: Path) -> None:
+    """Balanced accuracy under each degradation with its interval, beside that of the images as they are."""
+    entries = scores["robustness"]
+    figure, axis = plt.subplots(figsize=(10, 0.24 * len(entries) + 1), layout="constrained")
+    low = 0.5
+    for row, entry in enumerate(entries):
+        value, interval = entry["balanced_accuracy"], entry["intervals"]["balanced_accuracy"]
+        if value is not None:
+            axis.barh(row, value, color=_REAL, alpha=0.75)
+            axis.plot(interval, [row, row], color="black", linewidth=1)
+            low = min(low, value)
+    axis.axvline(scores["balanced_accuracy"] or 0, color=_AI, label="images as they are")
+    axis.axvline(0.5, color=_GREY, linestyle="--", label="guessing")
+    names = [f"{entry['degradation']} {entry['strength']:g}" for entry in entries]
+    axis.set(yticks=range(len(entries)), yticklabels=names, xlim=(max(0, low - 0.05), 1), xlabel="balanced accuracy")
+    axis.invert_yaxis()
+    _percent(axis.xaxis)
+    figure.legend(loc="outside upper right", ncols=2)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def examples(rows: list[tuple[Image.Image, str, float]], path: Path) -> None:
     """A contact sheet: images with their label and their score."""
     columns = 8
     lines = max(1, -(-len(rows) // columns))
-    figure, axes = plt.subplots(lines, columns, figsize=(10, 1.5 * lines + 0.3), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(lines, columns, figsize=(10, 1.5 * lines), layout="constrained", squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, (image, label, p) in zip(axes.flat, rows, strict=False):
         image.thumbnail((128, 128))
         axis.imshow(image)
-        axis.set_title(f"{label}: {p:.2f}", color=_AI if label == "ai" else _REAL, size=8)
-    figure.suptitle(title, size=10)
+        axis.set_title(f"is {label}, scored {p:.2f}", color=_AI if label == "ai" else _REAL, size=8)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def explanations(rows: list[tuple[Image.Image, Image.Image, str, float]], path: Path) -> None:
+    """Images in one line, each above its evidence."""
+    figure, axes = plt.subplots(2, max(1, len(rows)), figsize=(10, 2.9), layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for (above, below), (image, overlay, label, p) in zip(axes.T, rows, strict=False):
+        above.imshow(image.resize(overlay.size))
+        below.imshow(overlay)
+        above.set_title(f"is {label}, scored {p:.2f}", color=_AI if label == "ai" else _REAL, size=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _percent(*axes: Any) -> None:
+    for axis in axes:
+        axis.set_major_formatter(PercentFormatter(1, decimals=None))
 
 
 def png(path: Path) -> bytes:

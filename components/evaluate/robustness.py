@@ -1,7 +1,10 @@
-"""How the detector holds up on images that were re-saved, blurred, or scaled after they were made."""
+"""How the detector holds up on images that were re-saved, blurred, scaled or cropped after they were made."""
 
+import hashlib
 import io
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -9,9 +12,12 @@ from PIL import Image, ImageFilter
 
 def jpeg(image: Image.Image, quality: float) -> Image.Image:
     """Re-saved as JPEG with 4:2:0 chroma, as most services do."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=int(quality), subsampling=2)
-    return Image.open(buffer).convert("RGB")
+    return _saved(image, "JPEG", quality=int(quality), subsampling=2)
+
+
+def webp(image: Image.Image, quality: float) -> Image.Image:
+    """Re-saved as lossy WebP."""
+    return _saved(image, "WEBP", quality=int(quality))
 
 
 def blur(image: Image.Image, sigma: float) -> Image.Image:
@@ -20,28 +26,68 @@ def blur(image: Image.Image, sigma: float) -> Image.Image:
 
 
 def noise(image: Image.Image, sigma: float) -> Image.Image:
-    """Gaussian noise, sigma as a share of the full range."""
-    pixels = np.asarray(image, np.float32)
-    rng = np.random.default_rng(np.asarray(pixels.shape))
-    noisy = pixels + rng.normal(0, 255 * sigma, pixels.shape)
+    """Gaussian noise, sigma as a share of the full range; the same picture always gets the same noise."""
+    pixels = np.asarray(image)
+    rng = np.random.default_rng(zlib.crc32(pixels.tobytes()))
+    noisy = pixels + 255 * sigma * rng.standard_normal(pixels.shape, np.float32)
     return Image.fromarray(np.clip(np.round(noisy), 0, 255).astype(np.uint8))
 
 
 def rescale(image: Image.Image, factor: float) -> Image.Image:
     """Scaled down by a factor and up again."""
-    small = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return image.resize(small, Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
+    return _scaled(image, factor, Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
 
 
-GRID: list[tuple[str, Callable[[Image.Image, float], Image.Image], float]] = [
-    ("jpeg", jpeg, 95),
-    ("jpeg", jpeg, 75),
-    ("jpeg", jpeg, 50),
-    ("blur", blur, 0.5),
-    ("blur", blur, 1.0),
-    ("noise", noise, 0.02),
-    ("noise", noise, 0.05),
-    ("rescale", rescale, 0.75),
-    ("rescale", rescale, 0.5),
+def crop(image: Image.Image, share: float) -> Image.Image:
+    """A part with this share of both sides, off the centre, so that an earlier encoder's grid shifts too."""
+    width, height = (max(1, round(side * share)) for side in image.size)
+    left, top = (image.width - width) // 3, (image.height - height) // 3
+    return image.crop((left, top, left + width, top + height))
+
+
+def screenshot(image: Image.Image, factor: float) -> Image.Image:
+    """As a screen shows it, scaled by a factor that is no whole number, and saved as JPEG 85 with 4:4:4 chroma."""
+    return _saved(_scaled(image, factor, Image.Resampling.BILINEAR), "JPEG", quality=85, subsampling=0)
+
+
+class Degradation(NamedTuple):
+    """One entry of the grid: its name, what it does to an RGB image, and how strongly."""
+
+    name: str
+    function: Callable[[Image.Image, float], Image.Image]
+    strength: float
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The image after it."""
+        return self.function(image, self.strength)
+
+
+GRID = [
+    Degradation(function.__name__, function, strength)
+    for function, strengths in (
+        (jpeg, (95, 75, 50, 40, 30)),
+        (webp, (80, 50)),
+        (blur, (0.5, 0.7, 1.0, 1.5)),
+        (noise, (0.02, 0.05, 0.1)),
+        (rescale, (0.75, 0.5)),
+        (crop, (0.9, 0.75)),
+        (screenshot, (0.8, 1.25)),
+    )
+    for strength in strengths
 ]
-"""Degradation, function, strength."""
+
+
+def draw(identities: Iterable[str], seed: int) -> np.ndarray:
+    """For each image (by its sha256) a place in `GRID`, int64: its own, whatever other images there are."""
+    digests = (hashlib.sha256(f"{seed} {identity}".encode()).digest() for identity in identities)
+    return np.array([int.from_bytes(digest[:8], "big") % len(GRID) for digest in digests], np.int64)
+
+
+def _saved(image: Image.Image, kind: str, **options: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return Image.open(buffer).convert("RGB")
+
+
+def _scaled(image: Image.Image, factor: float, how: Image.Resampling) -> Image.Image:
+    return image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), how)

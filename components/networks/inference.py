@@ -1,11 +1,14 @@
 """A saved network as a function from pixels to logits, without the detours of `model.predict`."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from components import networks
+from components import images, networks
 
 _BLOCK = 256
 
@@ -42,25 +45,57 @@ class Scorer:
         ]
         return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
 
+    @property
+    def decomposes(self) -> bool:
+        """Whether the logit is the mean of what the places of the last feature map add: see `activation_map`."""
+        if self._maps is None:
+            self._maps = self._parted() or ()
+        return bool(self._maps)
+
     def activation_map(self, pixels: np.ndarray) -> np.ndarray:
         """How much each place adds to the logit: the class activation map (Zhou et al. 2016).
 
-        It is exact for a network that ends in global average pooling and one dense unit: its mean plus the
-        unit's bias is the logit.
+        It is exact where what follows the global average pooling is affine, such as one dense unit: the mean of what
+        the head says of each place is what it says of their mean. The map's mean plus the head's bias is the logit.
 
         Args:
             pixels: uint8, shape (side, side, 3).
 
         Returns:
-            float32, shape (h, w), at the resolution of the last feature map.
+            float32, shape (h, w), in logits, at the resolution of the last feature map.
+
+        Raises:
+            ValueError: the network has no such head (see `decomposes`).
         """
+        if not self.decomposes:
+            raise ValueError("the logit of this network is no mean over places")
+        features, head = self._maps
+        found = np.asarray(features(pixels[None].astype(np.float32)))[0]
+        places = found.reshape(-1, found.shape[-1])
+        return (head(places) - head(np.zeros_like(places[:1]))).reshape(found.shape[:2])
+
+    def _parted(self) -> tuple[Any, Any] | None:
+        """The network up to its global average pooling, and the rest if that is affine, as functions of arrays."""
         keras = networks.load_keras()
-        if self._maps is None:
-            pooling = [x for x in self.model.layers if isinstance(x, keras.layers.GlobalAveragePooling2D)][-1]
-            self._maps = keras.Model(self.model.input, pooling.input)
-        features = keras.ops.convert_to_numpy(self._maps(pixels[None].astype(np.float32)))[0]
-        weights = keras.ops.convert_to_numpy(self.model.get_layer("logit").kernel)[:, 0]
-        return np.asarray(features @ weights, np.float32)
+        pooling = [x for x in self.model.layers if isinstance(x, keras.layers.GlobalAveragePooling2D)]
+        if not pooling:
+            return None
+        last = next((layer for layer in pooling if layer.name == "features"), pooling[-1])
+        try:
+            body, top = keras.Model(self.model.input, last.input), keras.Model(last.output, self.model.output)
+        except ValueError:  # something else reaches the logit by another way
+            return None
+        shape = (-1, *last.output.shape[1:])
+
+        def features(pixels: np.ndarray) -> np.ndarray:
+            return keras.ops.convert_to_numpy(body(pixels, training=False)).astype(np.float32)
+
+        def head(pooled: np.ndarray) -> np.ndarray:
+            return keras.ops.convert_to_numpy(top(pooled.reshape(shape), training=False))[:, 0].astype(np.float32)
+
+        a, b = np.random.default_rng(0).normal(0, 3, (2, 16, last.output.shape[-1])).astype(np.float32)
+        bent = head(a) + head(b) - head(a + b) - head(np.zeros_like(a))
+        return (features, head) if np.abs(bent).max() < 1e-3 * (1 + np.abs(head(a)).max()) else None
 
     def _compiled(self, keras: Any) -> Any:
         if keras.backend.backend() != "tensorflow":
@@ -72,3 +107,46 @@ class Scorer:
             lambda pixels: self.model(tf.cast(pixels, tf.float32), training=False), input_signature=[shape]
         ).get_concrete_function()
         return lambda pixels: function(tf.constant(pixels)).numpy()
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the networks that answer together.
+
+    Attributes:
+        scorer: the network.
+        view: what it sees (see `images.render`).
+        temperature: that calibrates it, so that members weigh in with what they know and not with how loud they are.
+    """
+
+    scorer: Scorer
+    view: str
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """One network, or several whose calibrated logits are averaged: the geometric mean of their odds."""
+
+    members: Sequence[Member]
+
+    @property
+    def views(self) -> list[str]:
+        """What each member sees."""
+        return [member.view for member in self.members]
+
+    def render(self, image: Image.Image) -> list[np.ndarray]:
+        """An RGB image as each member sees it."""
+        return [images.render(image, view) for view in self.views]
+
+    def logits(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """Logits of `ai`.
+
+        Args:
+            pixels: for each member uint8, of the shapes that `Scorer.logits` takes.
+
+        Returns:
+            float32, shape (n,).
+        """
+        each = [m.scorer.logits(seen) / np.float32(m.temperature) for m, seen in zip(self.members, pixels, strict=True)]
+        return np.stack(each).mean(axis=0)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+import tempfile
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -96,16 +98,24 @@ def _read(path: Path) -> dict[str, Any]:
         raise StageError(f"{path}: not here; `dvc repro` or `trueframe run` evaluates the candidate first") from None
 
 
+def _networks(inputs: Inputs, name: str) -> dict[str, Path]:
+    """The files of a candidate's networks, by the names of its members."""
+    members = _read(inputs.evaluations / name / "decision.json").get("members", [{"name": name}])
+    return {m["name"]: inputs.models / m["name"] / "network.keras" for m in members}
+
+
 def _identity(inputs: Inputs, name: str) -> str:
     """Equal for equal weights and decisions: the rest of a Keras file holds a date and Python's object ids."""
-    with zipfile.ZipFile(inputs.models / name / "network.keras") as network:
-        digest = hashlib.sha256(network.read("model.weights.h5"))
+    digest = hashlib.sha256()
+    for file in _networks(inputs, name).values():
+        with zipfile.ZipFile(file) as network:
+            digest.update(network.read("model.weights.h5"))
     digest.update((inputs.evaluations / name / "decision.json").read_bytes())
     return digest.hexdigest()
 
 
 def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str, inputs: Inputs) -> Version:
-    """Log the pyfunc to the run that trained the network, and make it a version with its lineage."""
+    """Log the pyfunc to the run that judged the candidate, and make it a version with its lineage."""
     mlflow, client = registry.mlflow, registry.client
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -116,15 +126,21 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
         params=ParamSchema([ParamSpec("explain", DataType.boolean, False)]),
     )
     package = Path(components.__file__).parent
-    run_id = tracking.active(mlflow, _read(inputs.models / name / "training.json")["run_id"])
-    with mlflow.start_run(run_id=run_id, run_name=None if run_id else name) as run, warnings.catch_warnings():
+    run_id = tracking.active(mlflow, _read(inputs.evaluations / name / "run.json")["run_id"])
+    card = inputs.evaluations / name / "model_card.md"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mlflow.start_run(run_id=run_id, run_name=None if run_id else name) as run,
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", message=".*[Ii]nput example.*")
         logged = mlflow.pyfunc.log_model(
             name="detector",
             python_model=str(package / "serve" / "pyfunc.py"),
             artifacts={
-                "network": str(inputs.models / name / "network.keras"),
+                "network": str(_gathered(_networks(inputs, name), Path(folder))),
                 "decision": str(inputs.evaluations / name / "decision.json"),
+                "card": str(card),
             },
             code_paths=[str(package)],
             pip_requirements=[f"{requirement}=={installed(requirement)}" for requirement in _REQUIREMENTS],
@@ -150,19 +166,25 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
         logged.model_uri,
         run.info.run_id,
         tags=tags,
-        description=_description(name, scores),
+        description=_description(card.read_text()),
         model_id=logged.model_id,
     )
     return next(v for v in registry.versions() if v.number == str(made.version))
 
 
-def _description(name: str, scores: dict[str, Any]) -> str:
-    low, high = scores["intervals"]["balanced_accuracy"]
-    return (
-        f"`{name}`: balanced accuracy {scores['balanced_accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
-        f"AUROC {scores['auroc']:.4f} on {scores['n']:,} held-out images. The report is among the run's artifacts, "
-        "`evaluation/report.html`."
-    )
+def _gathered(networks: dict[str, Path], folder: Path) -> Path:
+    """The one network's file, or a folder with those of all members."""
+    if len(networks) == 1:
+        return next(iter(networks.values()))
+    for name, file in networks.items():
+        shutil.copy(file, folder / f"{name}.keras")
+    return folder
+
+
+def _description(card: str) -> str:
+    """The card's short form: what stands before its first heading."""
+    short = card.partition("\n## ")[0].partition("\n")[2].strip()
+    return f"{short}\n\nThe card and the report are among the run's artifacts, in `evaluation/`."
 
 
 def _decide(registry: Registry, version: Version, name: str, settings: Register, inputs: Inputs) -> tuple[str, str]:

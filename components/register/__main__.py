@@ -20,7 +20,7 @@ def run() -> None:
 
     settings = params.load(args.params)
     inputs = Inputs(args.models, args.evaluations, args.index, args.data)
-    result = register(list(settings.train.models), settings.register_, inputs, args.out)
+    result = register(list(settings.train.candidates), settings.register_, inputs, args.out)
     for reason in result["reasons"]:
         print(reason)
     if result["version"]:

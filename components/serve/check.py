@@ -1,5 +1,6 @@
 """Verdicts for files and folders, with the detector that serving uses."""
 
+import base64
 import csv
 import json
 from collections.abc import Iterator
@@ -33,11 +34,26 @@ def find(paths: list[Path]) -> list[Path]:
     return found
 
 
-def check(detector: Detector, paths: list[Path]) -> Iterator[dict[str, Any]]:
-    """Judge files in blocks: a dict with `COLUMNS` for each, in order."""
+def check(detector: Detector, paths: list[Path], heatmaps: Path | None = None) -> Iterator[dict[str, Any]]:
+    """Judge files in blocks.
+
+    Args:
+        detector: judges.
+        paths: of the files.
+        heatmaps: folder for a PNG of each picture's evidence, named after its file; null draws none.
+
+    Returns:
+        A dict with `COLUMNS` for each file, in order.
+    """
     progress = parallel.Progress("images checked", len(paths))
+    taken: set[str] = set()
     for block in parallel.batched(paths, 512):
-        for path, row in zip(block, detector.score([_read(path) for path in block]), strict=True):
+        answers = detector.score([_read(path) for path in block], explain=heatmaps is not None)
+        for path, row in zip(block, answers, strict=True):
+            drawn = row.pop("heatmap", None)
+            if heatmaps and drawn:
+                heatmaps.mkdir(parents=True, exist_ok=True)
+                (heatmaps / _free(path.name, taken)).write_bytes(base64.b64decode(drawn))
             yield {"path": str(path), **row}
         progress.add(len(block))
 
@@ -59,6 +75,16 @@ def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
 def write_json(rows: list[dict[str, Any]], path: Path) -> None:
     """A list with an object for each file."""
     stage.replace(path, lambda partial: partial.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n"))
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """`NAME.png`, with a number where another folder has a file of that name."""
+    number, free = 1, f"{name}.png"
+    while free in taken:
+        number += 1
+        free = f"{name}-{number}.png"
+    taken.add(free)
+    return free
 
 
 def _read(path: Path) -> bytes:

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from components import images, parallel
-from components.networks.inference import Scorer
+from components.networks.explain import evidence, overlay
+from components.networks.inference import Ensemble, Member, Scorer
 from components.serve import provenance
 
 FIELDS = ("label", "probability", "verdict", "threshold", "model_version", "provenance", "warnings", "error")
@@ -24,32 +25,38 @@ _SMALL = 16  # px; below it there is nothing to see
 
 @dataclass(frozen=True)
 class Opened:
-    """One file, decoded: what the network sees, or why there is nothing to see."""
+    """One file, decoded: what each network sees, or why there is nothing to see."""
 
-    pixels: np.ndarray | None
+    pixels: list[np.ndarray] | None
+    image: Image.Image | None = None
     size: tuple[int, int] = (0, 0)
     provenance: dict[str, Any] | None = None
     error: str | None = None
 
 
 class Detector:
-    """A trained network with its decision.
+    """A trained network, or several that answer together, with the decision.
 
     Args:
-        network: path of a `.keras` file.
+        network: path of a `.keras` file; of an ensemble, the folder with one for each member, named after it.
         decision: path of the `decision.json` that was fitted for it.
         version: that answers name.
     """
 
     def __init__(self, network: Path, decision: Path, version: str) -> None:
         fitted = json.loads(decision.read_text())
-        self.view: str = fitted["view"]
         self._equalise = fitted.get("equalise")
         self.version = version
         self._temperature, self._threshold = fitted["temperature"], fitted["threshold"]
         self._low, self._high = fitted["low"], fitted["high"]
-        self._scorer = Scorer(network)
-        self._scorer.logits(np.zeros((1, self._scorer.side, self._scorer.side, 3), np.uint8))
+        if "members" in fitted:
+            members = [
+                Member(Scorer(network / f"{m['name']}.keras"), m["view"], m["temperature"]) for m in fitted["members"]
+            ]
+        else:
+            members = [Member(Scorer(network), fitted["view"])]
+        self._ensemble = Ensemble(members)
+        self._ensemble.logits([np.zeros((1, *images.view_shape(view)), np.uint8) for view in self._ensemble.views])
 
     def score(self, files: list[bytes | str | Any], *, explain: bool = False) -> list[dict[str, Any]]:
         """Judge image files, each on its own.
@@ -66,28 +73,29 @@ class Detector:
 
     def _score(self, files: list[Any], explain: bool) -> Iterator[dict[str, Any]]:
         if len(files) < 8:
-            opened = [self._open(file) for file in files]
+            opened = [self._open(file, explain) for file in files]
         else:
             with ThreadPoolExecutor() as pool:
-                opened = list(pool.map(self._open, files))
+                opened = list(pool.map(lambda file: self._open(file, explain), files))
         seen = [one.pixels for one in opened if one.pixels is not None]
-        logits = iter(self._scorer.logits(np.stack(seen)) if seen else ())
+        logits = iter(self._ensemble.logits([np.stack(of_view) for of_view in zip(*seen, strict=True)]) if seen else ())
         for one in opened:
             if one.pixels is None:
                 yield self._row(error=one.error)
                 continue
             row = self._verdict(float(next(logits)), one)
             if explain:
-                row["heatmap"] = self._heatmap(one.pixels[0] if one.pixels.ndim == 4 else one.pixels)
+                row["heatmap"] = self._heatmap(one.image)
             yield row
 
-    def _open(self, file: Any) -> Opened:
+    def _open(self, file: Any, explain: bool) -> Opened:
         try:
             data = _bytes(file)
             image = images.open_image(data)
             found = provenance.read(image)
             pixels = images.to_rgb(image)
-            return Opened(images.render(images.equalise(pixels, self._equalise), self.view), pixels.size, found)
+            equal = images.equalise(pixels, self._equalise)
+            return Opened(self._ensemble.render(equal), equal if explain else None, pixels.size, found)
         except images.ImageError as error:
             return Opened(None, error=str(error))
 
@@ -123,18 +131,10 @@ class Detector:
         row = {**empty, **known, "threshold": self._threshold, "model_version": self.version}
         return {field: row[field] for field in FIELDS}
 
-    def _heatmap(self, pixels: np.ndarray) -> str:
-        evidence = self._scorer.activation_map(pixels)
-        evidence = evidence / (np.abs(evidence).max() or 1)
-        grey = np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"), np.float32)
-        layer = Image.fromarray((np.abs(evidence) * 255).astype(np.uint8)).resize(pixels.shape[1::-1])
-        sign = Image.fromarray(((evidence > 0) * 255).astype(np.uint8)).resize(
-            pixels.shape[1::-1], Image.Resampling.NEAREST
-        )
-        strength = np.asarray(layer, np.float32)[..., None] / 255 * 0.6
-        colour = np.where(np.asarray(sign)[..., None] > 0, [200.0, 60, 40], [40.0, 90, 200])
+    def _heatmap(self, image: Any) -> str:
+        found, _ = evidence(self._ensemble, image)
         buffer = io.BytesIO()
-        Image.fromarray((grey * (1 - strength) + colour * strength).astype(np.uint8)).save(buffer, "PNG")
+        overlay(image, found).save(buffer, "PNG")
         return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -1,10 +1,10 @@
-"""The figures against scikit-learn's, and the decision against what it promises."""
+"""The figures against scikit-learn's."""
 
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from components.evaluate import decision, metrics
+from components.evaluate import metrics
 
 
 @pytest.fixture
@@ -63,39 +63,3 @@ def test_calibration_error_of_honest_and_of_boastful_scores() -> None:
     assert metrics.summarise(labels, p, 0.5, 100, 0)["ece"] < 0.02
     boastful = np.where(p > 0.5, 0.99, 0.01)
     assert metrics.summarise(labels, boastful, 0.5, 100, 0)["ece"] > 0.2
-
-
-def test_temperature_undoes_overconfidence() -> None:
-    rng = np.random.default_rng(3)
-    logits = rng.normal(0, 2, 20_000)
-    labels = rng.random(20_000) < 1 / (1 + np.exp(-logits))
-    assert decision.fit(3 * logits, labels, 0.05, 0.2).temperature == pytest.approx(3, rel=0.05)
-
-
-def test_the_uncertain_band_brings_the_error_down() -> None:
-    rng = np.random.default_rng(4)
-    labels = rng.random(5000) < 0.5
-    logits = rng.normal(2 * (2 * labels - 1), 2)
-    fitted = decision.fit(logits, labels, 0.08, 0.5)
-    p = fitted.probabilities(logits)
-    certain = (p < fitted.low) | (p >= fitted.high)
-    wrong = (p >= fitted.threshold) != labels
-    assert wrong.mean() > 0.1
-    assert wrong[certain].mean() <= 0.08 + 1e-9
-    assert 0.5 <= certain.mean() < 1
-    assert fitted.low <= fitted.threshold <= fitted.high
-
-
-def test_no_band_where_the_error_is_low_already() -> None:
-    labels = np.arange(100) % 2 == 0
-    fitted = decision.fit(np.where(labels, 4.0, -4.0), labels, 0.05, 0.3)
-    assert fitted.low == fitted.threshold == fitted.high
-
-
-def test_the_threshold_follows_a_shifted_score() -> None:
-    rng = np.random.default_rng(5)
-    labels = rng.random(4000) < 0.5
-    logits = rng.normal(3 * labels + 2.0, 0.5)
-    p = decision.fit(logits, labels, 0.05, 0.2)
-    said = p.probabilities(logits) >= p.threshold
-    assert sk.balanced_accuracy_score(labels, said) > 0.99

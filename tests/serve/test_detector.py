@@ -91,7 +91,7 @@ def test_verdicts_follow_the_band(detector: Detector) -> None:
 def test_serving_sees_what_training_saw(detector: Detector) -> None:
     data = picture(5, "JPEG", (64, 48), quality=60)
     pixels = images.render(images.decode(data), "16")
-    logit = float(detector._scorer.logits(pixels[None])[0])
+    logit = float(detector._ensemble.logits([pixels[None]])[0])
     assert detector.score([data])[0]["probability"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
 
 
