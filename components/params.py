@@ -125,6 +125,23 @@ class Preprocess(Section):
     )
 
 
+class Augment(Section):
+    """What training does to its images. Shares are of each batch; an image may get several degradations."""
+
+    flip: bool = Field(True, description="mirrors half of the images")
+    shift: int = Field(2, ge=0, description="px at most, filled by reflection")
+    rotate: float = Field(0, ge=0, le=180, description="degrees at most, either way")
+    zoom: float = Field(0, ge=0, lt=1, description="share by which an image may grow or shrink")
+    colour: Share = Field(0, description="brightness, contrast and saturation by factors of 0.7 to 1.3")
+    rescale: Share = Field(0, description="down by 0.4 to 1 and up again")
+    blur: Share = Field(0, description="Gaussian, of 0 to 1.5 px")
+    noise: Share = Field(0, description="Gaussian, of 0 to 0.12 of white")
+    jpeg: Share = Field(0, description="of quality 30 to 95")
+    mixup: Share = Field(0, description="blends two images and their labels")
+    cutmix: Share = Field(0, description="replaces a rectangle by another image's")
+    ramp: Share = Field(0, description="share of the epochs over which degradations grow to their full range")
+
+
 class Model(Section):
     """One candidate: a network, what it sees, and how it is fitted."""
 
@@ -138,8 +155,7 @@ class Model(Section):
     warmup: Share = Field(0.05, description="share of all steps")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     patience: int = Field(5, ge=1, description="epochs without a better validation loss before it stops")
-    flip: bool = True
-    shift: int = Field(2, ge=0, description="px, filled by reflection")
+    augment: Augment = Augment()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 7
 
