@@ -11,7 +11,7 @@ from components.stage import StageError
 # Of each stage: channels, blocks.
 _SIZES = {
     "xs": ((16, 3), (32, 3), (64, 3)),
-    "s": ((24, 3), (48, 4), (96, 3)),
+    "s": ((32, 2), (64, 2), (128, 2)),
     "m": ((24, 2), (48, 2), (96, 3), (192, 2)),
     "l": ((32, 3), (64, 4), (128, 5), (256, 3)),
 }
@@ -34,7 +34,7 @@ def residual(side: int, size: str = "s", dropout: float = 0.2, stochastic_depth:
             block on (Huang et al. 2016).
 
     Returns:
-        A model with 0.27 (`xs`), 0.65 (`s`), 1.74 (`m`) or 5.04 (`l`) million parameters.
+        A model with 0.27 (`xs`), 0.70 (`s`), 1.74 (`m`) or 5.04 (`l`) million parameters.
     """
     if size not in _SIZES:
         raise StageError(f"residual has no size {size!r}; there are {', '.join(_SIZES)}")

@@ -22,7 +22,7 @@ def noise(count: int, side: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, side, side, 3)).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("size", "parameters"), [("xs", 273_505), ("s", 654_481), ("m", 1_743_025), ("l", 5_035_841)])
+@pytest.mark.parametrize(("size", "parameters"), [("xs", 273_505), ("s", 697_793), ("m", 1_743_025), ("l", 5_035_841)])
 def test_parameters(size: str, parameters: int) -> None:
     assert networks.build("residual", 32, {"size": size}).count_params() == parameters
 
