@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -173,6 +173,34 @@ def tune(
     for key, value in best["values"].items():
         print(f"  {key}: {value}")
     print(f"{state.message}\ntrials: {folder / 'trials.csv'}, {(folder / 'history.png').resolve().as_uri()}")
+
+
+@app.command()
+def generalise(
+    model: Annotated[str, typer.Option(help="a key of train.models")],
+    by: Annotated[Literal["generator", "source"], typer.Option(help="what is left out, one after the other")] = (
+        "generator"
+    ),
+) -> None:
+    """How a model does on what it never saw: trained without each generator or source, tested on it."""
+    _prepare_flow()
+    from flows import generalisation
+
+    state = generalisation.generalise(model, by, return_state=True)
+    if not state.is_completed():
+        fail(state.message or "the flow failed")
+    found = json.loads((generalisation.ROOT / model / "table.json").read_text())[by]
+    table = Table(by, "ai", "real", "balanced accuracy", "95 % interval", "trained with it", "AUROC")
+    for row in found["rows"]:
+        seen = "–" if row["seen"] is None else f"{row['seen']:.4f}"
+        low, high = row["interval"]
+        scores = [f"{row['balanced_accuracy']:.4f}", f"{low:.4f} to {high:.4f}", seen, f"{row['auroc']:.4f}"]
+        table.add_row(row["group"], f"{row['ai']:,}", f"{row['real']:,}", *scores)
+    console.print(table)
+    for group, reason in found["skipped"].items():
+        print(f"{group}: {reason}")
+    print(f"mean balanced accuracy on what it never saw: {found['mean']:.4f}")
+    print(f"report: {(generalisation.ROOT / model / 'table.html').resolve().as_uri()}")
 
 
 @app.command()

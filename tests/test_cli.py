@@ -42,6 +42,7 @@ def test_help_imports_nothing_heavy(folder: Path) -> None:
         "ingest",
         "forget",
         "run",
+        "generalise",
         "check",
         "serve",
         "models",

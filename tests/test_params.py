@@ -181,3 +181,29 @@ def test_a_typo_stops_a_command_with_one_line(command: Callable[..., Any], tmp_p
     assert done.stderr.startswith("error: params.yaml: unknown key validate.min_imges (did you mean min_images?")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    ("ensembles", "reason"),
+    [
+        ({"both": ["small"]}, "train.ensembles.both"),
+        (
+            {"both": ["small", "large"]},
+            "train.ensembles.both names 'large', which train.models (small, wide) doesn't have",
+        ),
+        ({"both": ["small", "small"]}, "train.ensembles.both names a model twice"),
+        ({"small": ["small", "wide"]}, "train.ensembles.small has the name of a model"),
+    ],
+)
+def test_an_ensemble_has_two_models_or_more_that_exist(tmp_path: Path, ensembles: dict, reason: str) -> None:
+    settings = changed("train.models.wide", {"network": "cnn", "view": 32})
+    settings["train"]["ensembles"] = ensembles
+    assert reason in refusal(tmp_path, yaml.safe_dump(settings))
+
+
+def test_candidates_are_the_models_and_after_them_the_ensembles(tmp_path: Path) -> None:
+    settings = changed("train.models.wide", {"network": "cnn", "view": 32})
+    settings["train"]["ensembles"] = {"both": ["wide", "small"]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
+    found = params.load(tmp_path / "params.yaml").train.candidates
+    assert list(found.items()) == [("small", ["small"]), ("wide", ["wide"]), ("both", ["wide", "small"])]

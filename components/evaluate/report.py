@@ -60,7 +60,7 @@ def write(
         f"<h1>{escape(name)}</h1>",
         f"<p><span class=big>{value:.1%}</span> balanced accuracy on {metrics['n']:,} test images that it has never "
         f"seen (95 % interval {low:.1%} to {high:.1%}; guessing gives 50 %).{made_of}</p>",
-        f"<ul>{''.join(f'<li>{line}</li>' for line in _findings(metrics, settings))}</ul>",
+        f"<ul>{''.join(f'<li>{line}</li>' for line in _findings(metrics))}</ul>",
         "<p><b>These figures hold for images like the ones that it was trained on.</b> On other generators and other "
         "cameras a detector is worse, often much worse. <code>trueframe generalise</code> measures by how much.</p>",
         "<h2>Scores</h2>",
@@ -87,7 +87,7 @@ def write(
     page.write(path, f"{name}: evaluation", parts)
 
 
-def _findings(metrics: dict[str, Any], settings: Evaluate) -> Iterable[str]:
+def _findings(metrics: dict[str, Any]) -> Iterable[str]:
     """What to take home, in sentences."""
     by_label = metrics["by_label"]
     if {"ai", "real"} <= by_label.keys():

@@ -176,9 +176,11 @@ def _gathered(networks: dict[str, Path], folder: Path) -> Path:
     """The one network's file, or a folder with those of all members."""
     if len(networks) == 1:
         return next(iter(networks.values()))
+    together = folder / "networks"
+    together.mkdir()
     for name, file in networks.items():
-        shutil.copy(file, folder / f"{name}.keras")
-    return folder
+        shutil.copy(file, together / f"{name}.keras")
+    return together
 
 
 def _description(card: str) -> str:

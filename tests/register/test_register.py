@@ -1,5 +1,6 @@
 """The gate and the registry, on a real MLflow store."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from components import networks
+from components import images, networks
+from components.networks.inference import Scorer
 from components.params import Register
 from components.register import Inputs, gate, register
 from components.register.registry import Registry
@@ -42,7 +45,9 @@ def candidate(inputs: Inputs, name: str, accuracy: float, seed: int) -> None:
     (inputs.models / name).mkdir(parents=True)
     (inputs.evaluations / name).mkdir(parents=True)
     networks.build("cnn", 16, {"width": 4, "blocks": 1}).save(inputs.models / name / "network.keras")
-    (inputs.models / name / "training.json").write_text(json.dumps({"run_id": "0" * 32}))
+    (inputs.evaluations / name / "run.json").write_text(json.dumps({"run_id": "0" * 32}))
+    card = f"# {name}\n\nA detector, right in {accuracy:.0%}.\n\n## Use and limits\n\nNone.\n"
+    (inputs.evaluations / name / "model_card.md").write_text(card)
     decision = {"temperature": 1.0, "threshold": 0.5, "low": 0.5, "high": 0.5, "view": "16"}
     (inputs.evaluations / name / "decision.json").write_text(json.dumps(decision))
     labels = np.arange(200) % 2 == 0
@@ -131,6 +136,42 @@ def test_the_version_loads_without_this_project_on_the_path(inputs: Inputs, tmp_
     assert (folder / "code/components/serve/detector.py").exists()
     assert "tensorflow==" in (folder / "requirements.txt").read_text()
     assert "http" not in (folder / "requirements.txt").read_text()
+    assert (folder / "artifacts/model_card.md").read_text().startswith("# a\n")
+    described = registry.client.get_model_version("portable", "1").description
+    assert described.startswith("A detector, right in 80%.") and "Use and limits" not in described
+
+
+def test_an_ensemble_is_one_version_with_all_its_members(inputs: Inputs) -> None:
+    candidate(inputs, "a", 0.70, 20)
+    candidate(inputs, "b", 0.75, 21)
+    candidate(inputs, "both", 0.80, 22)
+    for file in (inputs.models / "both").iterdir():
+        file.unlink()
+    decision = json.loads((inputs.evaluations / "both" / "decision.json").read_text())
+    del decision["view"]
+    members = [{"name": "a", "view": "16", "temperature": 2.0}, {"name": "b", "view": "crop-16", "temperature": 0.5}]
+    (inputs.evaluations / "both" / "decision.json").write_text(json.dumps({**decision, "members": members}))
+    result = run(inputs, "a", "b", "both", model="together")
+    assert (result["candidate"], result["version"]) == ("both", "1")
+
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    (answer,) = Registry("together").load("1").score([buffer.getvalue()], explain=True)
+    logits = [
+        Scorer(inputs.models / m["name"] / "network.keras").logits(
+            images.render(Image.fromarray(pixels), m["view"])[None]
+        )[0]
+        / m["temperature"]
+        for m in members
+    ]
+    assert answer["probability"] == pytest.approx(1 / (1 + np.exp(-np.mean(logits))), abs=1e-6)
+    assert answer["heatmap"]
+    assert run(inputs, "a", "b", "both", model="together")["version"] == "1", "registered twice"
+    # Another member is another detector.
+    candidate(inputs, "c", 0.70, 23)
+    (inputs.models / "c/network.keras").replace(inputs.models / "a/network.keras")
+    assert run(inputs, "a", "b", "both", model="together")["version"] == "2"
 
 
 def test_rollback_after_a_move_in_the_ui(inputs: Inputs) -> None:

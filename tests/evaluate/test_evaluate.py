@@ -1,0 +1,158 @@
+"""The judge at work on real, tiny candidates: what it writes, and that serving says the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from components import images, networks, shards
+from components.evaluate import evaluate, robustness
+from components.evaluate.decision import Scored, calibrate
+from components.ingest import ingest
+from components.networks.inference import Scorer
+from components.params import Evaluate, Ingest, Sample, Source
+from components.preprocess import arrays
+from components.serve.check import check
+from components.serve.detector import Detector
+
+VIEWS = {"whole": "24", "crops": "crop-16x2"}
+EQUAL = {"size": "crop", "side": 28, "quality": 80}
+SETTINGS = Evaluate(bootstrap=100, robustness_images=12, degraded_images=30, max_uncertain=0.2)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """126 self-made images, two networks that were never trained, judged alone and together."""
+    import mlflow
+
+    folder = tmp_path_factory.mktemp("judge")
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    section = Ingest(sources={"sample": Source()}, sample=Sample(n_images=126, size=32))
+    ingest("sample", Source(), section, folder / "data", folder / "receipts")
+    files = shards.paths(folder / "data", ["sample"])
+    rows = shards.manifest(files)
+    rows["split"] = np.tile(np.repeat(["train", "validation", "test"], 6), 7)  # all generators in each
+    rows["group"] = rows["sha256"]
+    arrays.update(files, rows, list(VIEWS.values()), EQUAL, folder / "arrays")
+    columns = ["sha256", "shard", "row", "label", "source", "generator", "split", "group"]
+    rows[columns].to_parquet(folder / "index.parquet")
+    keras = networks.load_keras()
+    for seed, (name, view) in enumerate(VIEWS.items()):
+        keras.utils.set_random_seed(seed)
+        model = networks.build("cnn", images.view_size(view), {"width": 4, "blocks": 2})
+        model.get_layer("logit").set_weights([10 * w for w in model.get_layer("logit").get_weights()])
+        (folder / "models" / name).mkdir(parents=True)
+        model.save(folder / "models" / name / "network.keras")
+        (folder / "models" / name / "training.json").write_text(json.dumps({"run_id": "0" * 32}))
+    for name, members in {"whole": ["whole"], "crops": ["crops"], "both": list(VIEWS)}.items():
+        judge(folder, name, members, folder / "evaluation" / name)
+    return folder
+
+
+def judge(root: Path, name: str, members: list[str], out: Path, settings: Evaluate = SETTINGS) -> dict[str, Any]:
+    views = {member: VIEWS[member] for member in members}
+    where = (root / "models", root / "index.parquet", root / "arrays", root / "data")
+    return evaluate(name, views, settings, *where, out)
+
+
+def test_what_is_promised_is_there(root: Path) -> None:
+    folder = root / "evaluation/both"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["n"] == 42 and metrics["n_validation"] == 42
+    assert metrics["by_label"].keys() == {"ai", "real"}
+    assert set(metrics["by_generator"]) == {"upconv-a", "upconv-b", "upconv-c"}
+    recalls = [m["accuracy"] for m in metrics["by_label"].values()]
+    assert np.mean(recalls) == pytest.approx(metrics["balanced_accuracy"])
+    assert [(r["degradation"], r["strength"]) for r in metrics["robustness"]] == [
+        (d.name, d.strength) for d in robustness.GRID
+    ]
+    for entry in metrics["robustness"]:
+        assert entry["n"] == 12
+        assert (entry["recall"] + entry["real_accuracy"]) / 2 == pytest.approx(entry["balanced_accuracy"])
+    assert metrics["explanation"]["method"] == "class activation"
+    assert -1 <= metrics["explanation"]["occlusion_correlation"] <= 1
+    report, card = (folder / "report.html").read_text(), (folder / "model_card.md").read_text()
+    for words in ("never seen", "By generator", "upconv-b", "saved again as WebP", "uncertain", "Its worst mistakes"):
+        assert words in report, words
+    assert report.count("data:image/png") == 7
+    short = card.partition("\n## ")[0]
+    assert "the average of `whole` (sees `24`), `crops`" in short
+    assert f"{metrics['balanced_accuracy']:.4f}" in short
+    for words in ("| sample | 21 | 21 | upconv-a, upconv-b, upconv-c |", "Use and limits", "temperature", "screenshot"):
+        assert words in card, words
+
+
+def test_everything_is_logged(root: Path) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    run_id = json.loads((root / "evaluation/both/run.json").read_text())["run_id"]
+    logged = {Path(f.path).name for f in client.list_artifacts(run_id, "evaluation")}
+    assert {p.name for p in (root / "evaluation/both").iterdir()} == logged
+    assert client.get_run(run_id).data.params["members"] == "whole, crops"
+
+
+def test_an_ensemble_is_the_mean_of_its_calibrated_members(root: Path) -> None:
+    index = pd.read_parquet(root / "index.parquet")
+    index = index[index["split"] != "train"]
+    labels = (index["label"] == "ai").to_numpy()
+    held = (index["split"] == "validation").to_numpy()
+    parts = []
+    for name, view in VIEWS.items():
+        pixels = np.load(root / f"arrays/{view}/{index['shard'].iloc[0]}.npy")[index["row"]]
+        logits = Scorer(root / f"models/{name}/network.keras").logits(pixels)
+        parts.append(logits / calibrate(Scored(logits[held], labels[held])))
+    decision = json.loads((root / "evaluation/both/decision.json").read_text())
+    assert [m["name"] for m in decision["members"]] == list(VIEWS)
+    expected = 1 / (1 + np.exp(-np.mean(parts, axis=0) / decision["temperature"]))
+    found = pd.read_parquet(root / "evaluation/both/predictions.parquet")
+    np.testing.assert_allclose(found["probability"], expected, atol=1e-5)
+    assert found["sha256"].tolist() == index["sha256"].tolist()
+
+
+@pytest.mark.parametrize("name", ["whole", "both"])
+def test_serving_says_what_the_judge_said(root: Path, tmp_path: Path, name: str) -> None:
+    network = root / "models/whole/network.keras"
+    if name == "both":
+        network = tmp_path / "networks"
+        network.mkdir()
+        for member in VIEWS:
+            (network / f"{member}.keras").symlink_to(root / f"models/{member}/network.keras")
+    detector = Detector(network, root / f"evaluation/{name}/decision.json", "1")
+    index = pd.read_parquet(root / "index.parquet")
+    files = shards.paths(root / "data", ["sample"])
+    recorded = pd.read_parquet(root / f"evaluation/{name}/predictions.parquet").set_index("sha256")["probability"]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    test = index[index["split"] == "test"].head(6)
+    paths = []
+    for (row, data), folder in zip(shards.load(files, test), "aababb", strict=True):
+        # Two folders with files of the same names.
+        paths.append(tmp_path / folder / f"{len(paths) // 2}.jpg")
+        paths[-1].write_bytes(data)
+        assert detector.score([data])[0]["probability"] == pytest.approx(recorded[test.loc[row, "sha256"]], abs=1e-5)
+    rows = list(check(detector, [*paths, tmp_path / "gone.jpg"], tmp_path / "maps"))
+    assert len(rows) == 7 and rows[-1]["error"] and not any("heatmap" in row for row in rows)
+    drawn = sorted(p.name for p in (tmp_path / "maps").iterdir())
+    assert len(drawn) == 6 and "0.jpg.png" in drawn
+    for path in (tmp_path / "maps").iterdir():
+        image = images.decode(path.read_bytes())
+        assert image.size == (256, 256) and np.ptp(np.asarray(image), axis=2).max() > 20, "coloured"
+
+
+def test_the_same_again_gives_the_same_decision(root: Path, tmp_path: Path) -> None:
+    """With the degradations in it; a decision is part of a version's identity."""
+    judge(root, "both", list(VIEWS), tmp_path)
+    assert (tmp_path / "decision.json").read_bytes() == (root / "evaluation/both/decision.json").read_bytes()
+    assert (tmp_path / "metrics.json").read_bytes() == (root / "evaluation/both/metrics.json").read_bytes()
+
+
+def test_without_degraded_images_the_grid_is_left_out(root: Path, tmp_path: Path) -> None:
+    plain = SETTINGS.model_copy(update={"robustness_images": 0, "degraded_images": 0})
+    metrics = judge(root, "whole", ["whole"], tmp_path, plain)
+    assert metrics["robustness"] == []
+    assert "After a re-save" not in (tmp_path / "report.html").read_text()
+    assert "degraded" not in (tmp_path / "model_card.md").read_text()
