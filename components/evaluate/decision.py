@@ -45,8 +45,8 @@ def fit(clean: Scored, half: Scored, degraded: Scored, settings: Evaluate) -> De
 
     The calibration is that of the images as they are. The threshold is fitted on a mixture of as many images as they
     are and degraded: where accuracy falls on re-saved images while the AUROC stays, it is the threshold that broke. It
-    has the best balanced accuracy of those that call at least `min_real_accuracy` of the real images real, both of
-    the ones as they are and of the degraded ones. The uncertain band is the narrowest around it, equally wide in
+    has the best balanced accuracy of those that call at least `min_real_accuracy` of the real images real, both in the
+    mixture and of the ones as they are. The uncertain band is the narrowest around it, equally wide in
     logits on both sides, that leaves at most `target_error` wrong answers on the mixture, or leaves out
     `max_uncertain` of it.
 
@@ -57,9 +57,9 @@ def fit(clean: Scored, half: Scored, degraded: Scored, settings: Evaluate) -> De
         settings: the section `evaluate`.
     """
     temperature = calibrate(clean)
-    halves = [Scored(s.logits.astype(np.float64) / temperature, s.labels) for s in (half, degraded)]
-    z, labels = np.concatenate([s.logits for s in halves]), np.concatenate([s.labels for s in halves])
-    threshold = _threshold(z, labels, halves, settings.min_real_accuracy)
+    z = np.concatenate([half.logits, degraded.logits]).astype(np.float64) / temperature
+    labels = np.concatenate([half.labels, degraded.labels])
+    threshold = _threshold(z, labels, len(half.labels), settings.min_real_accuracy)
     width = _width(z - logit(threshold), labels, settings)
     low, high = (float(expit(logit(threshold) + side * width)) if width else threshold for side in (-1, 1))
     return Decision(temperature, threshold, low, high)
@@ -98,7 +98,7 @@ def risk_coverage(p: np.ndarray, labels: np.ndarray, threshold: float) -> list[d
     return points
 
 
-def _threshold(z: np.ndarray, labels: np.ndarray, halves: list[Scored], min_real_accuracy: float) -> float:
+def _threshold(z: np.ndarray, labels: np.ndarray, n_clean: int, min_real_accuracy: float) -> float:
     """The cut with the best balanced accuracy, within its noise, among those that reach the floor.
 
     The single best cut follows chance in a small validation set. All cuts within a standard error of it are as good;
@@ -113,8 +113,8 @@ def _threshold(z: np.ndarray, labels: np.ndarray, halves: list[Scored], min_real
     missed = np.concatenate([[0], np.cumsum(y)])[below] / max(1, y.sum())
     passed = np.concatenate([[0], np.cumsum(~y)])[below] / max(1, (~y).sum())
     balanced = (1 - missed + passed) / 2
-    real = [np.sort(expit(half.logits[~half.labels])) for half in halves if not half.labels.all()]
-    reaches = np.min([np.searchsorted(r, cuts) / len(r) for r in real], axis=0) >= min_real_accuracy
+    real = np.sort(expit(z[:n_clean][~labels[:n_clean]]))
+    reaches = np.minimum(passed, np.searchsorted(real, cuts) / max(1, len(real))) >= min_real_accuracy
     reaches[-1] = True  # where all is called real
     best = balanced[reaches].max()
     good = cuts[reaches & (balanced >= best - np.sqrt(best * (1 - best) / len(p)))]

@@ -211,6 +211,7 @@ def explained(metrics: dict[str, Any], decision: Decision, settings: Evaluate) -
         if settings.degraded_images
         else "as they are"
     )
+    both = ", in this mixture and as they are" if settings.degraded_images else ""
     band = (
         f"From {decision.low:.3f} to {decision.high:.3f} it is “uncertain”: the narrowest band that leaves "
         f"at most {settings.target_error:.0%} wrong answers there, or {settings.max_uncertain:.0%} of the images aside."
@@ -220,7 +221,7 @@ def explained(metrics: dict[str, Any], decision: Decision, settings: Evaluate) -
     return (
         f"From a probability of {decision.threshold:.3f} on the label is ai. This threshold has the best balanced "
         f"accuracy on {metrics['n_validation']:,} validation images {mixed}, among those that call at least "
-        f"{settings.min_real_accuracy:.0%} of the real ones real. {band} Probabilities are calibrated on the "
+        f"{settings.min_real_accuracy:.0%} of the real ones real{both}. {band} Probabilities are calibrated on the "
         f"validation images as they are (temperature {decision.temperature:.2f})."
     )
 
