@@ -16,32 +16,32 @@ IMAGES, SIDE, BATCH, STEPS, ROUNDS = 40_000, 32, 128, 40, 5
 
 def run() -> str:
     keras = networks.load_keras()
-    from components.train import compiled
-    from components.train.batches import Batches, Rows, shuffled
+    from components.train.batches import LabelledBatches, Rows, shuffled
+    from components.train.learner import compiled
     from components.train.precision import use_precision
 
     class Constant(keras.utils.PyDataset):
         def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
             super().__init__()
-            self.batch = x, y
+            self.batch = (x, y), y
 
         def __len__(self) -> int:
             return STEPS
 
-        def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        def __getitem__(self, position: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
             return self.batch
 
     with tempfile.TemporaryDirectory() as folder:
         rows = Rows(_arrays(Path(folder)), Path(folder), str(SIDE))
         model = Model(network="cnn", view=str(SIDE), batch_size=BATCH)
         precision = use_precision(model.precision)
-        fitted = compiled(networks.build("cnn", SIDE, {}), model, STEPS)
+        fitted = compiled(networks.build("cnn", SIDE, {}), model, BATCH, STEPS, model.phases[0])
         order = shuffled(len(rows), 0, 0)
         constant = Constant(rows.pixels(order[:BATCH]), rows.labels[order[:BATCH]])
         fitted.fit(constant, verbose=0)
         times: dict[str, list[float]] = {"constant": [], "arrays": []}
         for turn in range(ROUNDS):
-            batches = Batches(rows, BATCH, order[turn * STEPS * BATCH : (turn + 1) * STEPS * BATCH])
+            batches = LabelledBatches(rows, BATCH, order[turn * STEPS * BATCH : (turn + 1) * STEPS * BATCH])
             for name, data in (("constant", constant), ("arrays", batches)):
                 began = time.perf_counter()
                 fitted.fit(data, verbose=0)

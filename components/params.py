@@ -142,6 +142,16 @@ class Augment(Section):
     ramp: Share = Field(0, description="share of the epochs over which degradations grow to their full range")
 
 
+class Unfreeze(Section):
+    """One phase of a training in which a part of the network stays as it is."""
+
+    epochs: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    unfreeze_from: int | None = Field(
+        None, ge=0, description="the backbone's first layer that learns, by number; null for none, 0 for all"
+    )
+
+
 class Model(Section):
     """One candidate: a network, what it sees, and how it is fitted."""
 
@@ -151,13 +161,22 @@ class Model(Section):
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(64, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
+    freeze: list[Unfreeze] = Field([], description="phases one after the other, in place of epochs and learning_rate")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with Nesterov momentum of 0.9")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate, after the warm-up")
     weight_decay: float = Field(1e-4, ge=0)
     warmup: Share = Field(0.05, description="share of all steps")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    patience: int = Field(5, ge=1, description="epochs without a better validation loss before it stops")
+    average: float = Field(0, ge=0, lt=1, description="momentum of a moving average of the weights; 0 for none")
+    patience: int = Field(5, ge=1, description="epochs without a better validation loss before it (or its phase) stops")
     augment: Augment = Augment()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 7
+
+    @property
+    def phases(self) -> list[Unfreeze]:
+        """What the training consists of."""
+        return self.freeze or [Unfreeze(epochs=self.epochs, learning_rate=self.learning_rate)]
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]

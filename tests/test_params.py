@@ -97,7 +97,7 @@ def test_an_unknown_key_like_no_other_gets_no_guess(tmp_path: Path) -> None:
         ("preprocess.views", [], "at least 1 item"),
         ("ingest.shard_images", 2.5, "integer"),
         ("ingest.sources.mine.labels.cats", "cat", "'ai' or 'real'"),
-        ("train.models.small.flip", "perhaps", "boolean"),
+        ("train.models.small.augment.flip", "perhaps", "boolean"),
         ("train.models.small.precision", "float16", "'auto', 'float32' or 'bfloat16'"),
         ("register.metric", "speed", "'balanced_accuracy'"),
     ],

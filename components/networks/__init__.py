@@ -53,6 +53,24 @@ def build(name: str, side: int, options: dict[str, Any]) -> Any:
     return builder(side, **options)
 
 
+def unfreeze(network: Any, from_layer: int | None) -> None:
+    """Let the later layers of a network's backbone learn, and keep the earlier ones as they are.
+
+    Args:
+        network: its backbone ends in the layer called `features`; what comes after always learns.
+        from_layer: the first layer that learns, by its number in `network.layers`; null for none of the backbone.
+
+    Raises:
+        StageError: it has no such layer.
+    """
+    names = [layer.name for layer in network.layers]
+    if "features" not in names:
+        raise StageError(f"network {network.name} has no layer called `features`, so no part of it can be frozen")
+    end = names.index("features")
+    for number, layer in enumerate(network.layers):
+        layer.trainable = number > end or (from_layer is not None and number >= from_layer)
+
+
 def names() -> list[str]:
     """All networks."""
     return sorted(_MODULES)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from components import images, networks, stage, tracking
-from components.params import Model
+from components.params import Model, Unfreeze
 from components.stage import StageError
 
 DONE = "training.json"
@@ -28,6 +28,8 @@ class State:
     run_id: str
     epoch: int = 0
     best_epoch: int = 0
+    phase: int = 0
+    begun: int = 0  # the epoch after which the phase began
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -52,10 +54,11 @@ def train(
         stop: is asked after each epoch whether that was the last.
 
     Raises:
-        StageError: the loss is not a number, an option is wrong, or MLflow can't be reached.
+        StageError: a class is missing, the loss is not a number, an option is wrong, or MLflow can't be reached.
     """
     index = pd.read_parquet(index_path)
     index = index[index["split"] != "test"]
+    _check_classes(name, index)
     folder = checkpoints / name / _fingerprint(model, index)
     mlflow = tracking.connect()
     state = _resume(folder)
@@ -71,7 +74,7 @@ def train(
             _log_data(mlflow, index)
             _save_state(folder, state)
         elif state.epoch:
-            print(f"{name}: taken up again after epoch {state.epoch} of {model.epochs}", flush=True)
+            print(f"{name}: taken up again after epoch {state.epoch}", flush=True)
         network = _fit(name, model, index, arrays, folder, state, mlflow, stop)
         _write(out, network, state)
         mlflow.log_artifacts(str(out), "model")
@@ -90,92 +93,94 @@ def _fit(
     stop: Callable[[State], bool],
 ) -> Any:
     keras = networks.load_keras()
-    from components.train.batches import Batches, Rows, drawn_crops, shuffled
+    from components.train import learner as learning
+    from components.train.batches import LabelledBatches, PixelBatches, Rows, drawn_crops, shuffled
     from components.train.precision import use_precision
 
     keras.utils.set_random_seed(model.seed)
     print(f"{name}: {use_precision(model.precision)}", flush=True)
     rows = Rows(index[index["split"] == "train"], arrays, model.view)
     held = Rows(index[index["split"] == "validation"], arrays, model.view)
-    steps = math.ceil(len(rows) / model.batch_size)
+    batch = min(model.batch_size, len(rows))
+    steps = math.ceil(len(rows) / batch)
+    phases = model.phases
+    epochs = sum(phase.epochs for phase in phases)
     network = networks.build(model.network, images.view_size(model.view), model.options)
-    learner = compiled(network, model, steps)
     print(
         f"{name}: {network.count_params():,} parameters, {len(rows):,} images, {steps} steps an epoch",
         flush=True,
     )
-    if state.epoch:
-        learner.load_weights(folder / f"epoch-{state.epoch}.weights.h5")
 
-    everything = np.arange(len(held))
-    progress = _EpochProgress(name, model.epochs, steps, state.epoch)
-    for epoch in range(state.epoch, model.epochs):
-        if epoch - state.best_epoch >= model.patience:
+    def ready(phase: Unfreeze) -> Any:
+        if model.freeze:
+            networks.unfreeze(network, phase.unfreeze_from)
+        return learning.compiled(network, model, batch, steps, phase)
+
+    learner = ready(phases[state.phase])
+    if state.epoch:
+        _load(folder / f"epoch-{state.epoch}.npz", learning.variables(learner))
+    progress = learning.Progress(name, epochs, steps, state.epoch)
+    stopped = False
+    while not stopped:
+        phase = phases[state.phase]
+        done, waited = state.epoch - state.begun, state.epoch - max(state.begun, state.best_epoch)
+        if done and waited >= model.patience:
             print(f"{name}: no better validation loss for {model.patience} epochs; stopped", flush=True)
-            break
-        _reseed(learner, model.seed, epoch)
+        if done == phase.epochs or waited >= model.patience:
+            if state.phase == len(phases) - 1:
+                break
+            state.phase, state.begun = state.phase + 1, state.epoch
+            learner = ready(phases[state.phase])
+            continue
+        epoch = progress.epoch = state.epoch
+        learning.prepare(learner, model.seed, epoch, min(1.0, (epoch + 1) / max(1e-9, model.augment.ramp * epochs)))
         began = time.monotonic()
-        order, crops = shuffled(len(rows), model.seed, epoch), drawn_crops(rows, model.seed, epoch)
-        batches = Batches(rows, model.batch_size, order, crops)
+        batches = LabelledBatches(
+            rows, batch, shuffled(len(rows), model.seed, epoch), drawn_crops(rows, model.seed, epoch)
+        )
         # Keras would shuffle the batches once more, from a state that a killed process takes with it.
-        fitted = learner.fit(batches, shuffle=False, verbose=0, callbacks=[progress.callback(epoch)])
+        fitted = learner.fit(batches, shuffle=False, verbose=0, callbacks=[progress])
         seconds = time.monotonic() - began
-        logits = learner.predict(Batches(held, 512, everything), verbose=0)[:, 0]
-        scores = {
-            "loss": float(fitted.history["loss"][0]),
-            **_scores(logits, held.labels[:, 0]),
-            "learning_rate": float(keras.ops.convert_to_numpy(learner.optimizer.learning_rate)),
-            "images_per_second": len(rows) / seconds,
-        }
-        if not math.isfinite(scores["loss"] + scores["val_loss"]):
-            raise StageError(
-                f"{name}: the loss is not a number after epoch {epoch + 1}; lower "
-                f"train.models.{name}.learning_rate ({model.learning_rate}) or set its precision to float32"
-            )
-        state.epoch = epoch + 1
-        state.history.append(scores)
-        best = min(range(state.epoch), key=lambda e: state.history[e]["val_loss"]) + 1
-        _checkpoint(folder, learner, state, best)
+        with learning.averaged(learner, batches):
+            logits = network.predict(PixelBatches(held, 512), verbose=0)[:, 0]
+            scores = {
+                "loss": float(fitted.history["loss"][0]),
+                **_scores(logits, held.labels[:, 0]),
+                "learning_rate": float(keras.ops.convert_to_numpy(learner.optimizer.learning_rate)),
+                "images_per_second": len(rows) / seconds,
+            }
+            if progress.lost or not math.isfinite(scores["loss"] + scores["val_loss"]):
+                raise StageError(
+                    f"{name}: the loss is not a number in epoch {epoch + 1}, step {progress.lost or steps}; lower "
+                    f"train.models.{name}.learning_rate ({phase.learning_rate}) or set its precision to float32"
+                )
+            state.epoch = epoch + 1
+            state.history.append(scores)
+            best = min(range(state.epoch), key=lambda e: state.history[e]["val_loss"]) + 1
+            if best == state.epoch:
+                _save(folder / f"best-{best}.npz", network.variables)
+        _checkpoint(folder, learning.variables(learner), state, best)
         mlflow.log_metrics(scores, step=state.epoch)
         print(
-            f"{name}: epoch {state.epoch}/{model.epochs}: loss {scores['loss']:.4f}, validation loss "
+            f"{name}: epoch {state.epoch}/{epochs}: loss {scores['loss']:.4f}, validation loss "
             f"{scores['val_loss']:.4f}, balanced accuracy {scores['val_balanced_accuracy']:.4f}; "
             f"{scores['images_per_second']:,.0f} images/s",
             flush=True,
         )
-        if stop(state):
-            break
-    learner.load_weights(folder / f"epoch-{state.best_epoch}.weights.h5")
+        stopped = stop(state)
+    _load(folder / f"best-{state.best_epoch}.npz", network.variables)
     return network
 
 
-def compiled(network: Any, model: Model, steps: int) -> Any:
-    """The network behind its augmentation, ready to fit: AdamW with warm-up and cosine decay."""
-    import keras
-
-    total = steps * model.epochs
-    warmup = max(1, round(total * model.warmup))
-    schedule = keras.optimizers.schedules.CosineDecay(
-        model.learning_rate / 100,
-        decay_steps=max(1, total - warmup),
-        warmup_target=model.learning_rate,
-        warmup_steps=warmup,
-    )
-    augmentation: list[Any] = []
-    if model.flip:
-        augmentation.append(keras.layers.RandomFlip("horizontal", seed=model.seed))
-    if model.shift:
-        share = model.shift / images.view_size(model.view)
-        augmentation.append(
-            keras.layers.RandomTranslation(share, share, fill_mode="reflect", interpolation="nearest", seed=model.seed)
-        )
-    learner = keras.Sequential([keras.Input(network.input_shape[1:]), *augmentation, network])
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=model.weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    optimizer.build(learner.trainable_variables)  # or a checkpoint's moments would find no place
-    loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=model.label_smoothing)
-    learner.compile(optimizer, loss)
-    return learner
+def _check_classes(name: str, index: pd.DataFrame) -> None:
+    """A network can't learn, and nobody can tell whether it did, without images of both kinds."""
+    for split in ("train", "validation"):
+        for label in ("ai", "real"):
+            if not ((index["split"] == split) & (index["label"] == label)).any():
+                raise StageError(
+                    f"{name}: no {'training' if split == 'train' else split} image is labelled {label}; ingest a "
+                    "source that holds some, or change preprocess.validation, and run preprocess again"
+                )
 
 
 def _scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -187,25 +192,30 @@ def _scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def _reseed(learner: Any, seed: int, epoch: int) -> None:
-    """Set all random layers to states that depend on the seed and the epoch alone."""
-    for number, layer in enumerate(learner._flatten_layers()):
-        generator = getattr(layer, "seed_generator", None) or getattr(layer, "generator", None)
-        if generator is not None and hasattr(generator, "state"):
-            generator.state.assign(np.array([seed + 1_000_003 * number, epoch], np.uint32))
-
-
-def _checkpoint(folder: Path, learner: Any, state: State, best: int) -> None:
+def _checkpoint(folder: Path, variables: list[Any], state: State, best: int) -> None:
     state.best_epoch = best
-    file = folder / f"epoch-{state.epoch}.weights.h5"
-    partial = folder / "partial.weights.h5"
-    learner.save_weights(partial)
-    partial.replace(file)
+    _save(folder / f"epoch-{state.epoch}.npz", variables)
     _save_state(folder, state)
-    keep = {file.name, f"epoch-{best}.weights.h5"}
-    for old in folder.glob("epoch-*.weights.h5"):
-        if old.name not in keep:
+    for old in folder.glob("*.npz"):
+        if old.name not in (f"epoch-{state.epoch}.npz", f"best-{best}.npz"):
             old.unlink()
+
+
+def _save(path: Path, variables: list[Any]) -> None:
+    """Write variables in their order, as NumPy does: of a full disk it says so, where HDF5 fails in many ways."""
+    keras = networks.load_keras()
+
+    values = [keras.ops.convert_to_numpy(variable) for variable in variables]
+    try:
+        stage.replace(path, lambda partial: np.savez(partial, *values))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _load(path: Path, variables: list[Any]) -> None:
+    with np.load(path) as values:
+        for variable, value in zip(variables, values.values(), strict=True):
+            variable.assign(value)
 
 
 def _save_state(folder: Path, state: State) -> None:
@@ -258,30 +268,3 @@ def _write(out: Path, network: Any, state: State) -> None:
     history.insert(0, "epoch", range(1, len(history) + 1))
     history.to_csv(out / "history.csv", index=False)
     (out / DONE).write_text(json.dumps({k: v for k, v in asdict(state).items() if k != "history"}, indent=2) + "\n")
-
-
-class _EpochProgress:
-    """A line every ten seconds with the time that the whole training still needs."""
-
-    def __init__(self, name: str, epochs: int, steps: int, first: int) -> None:
-        self.name, self.epochs, self.steps, self.first = name, epochs, steps, first
-        self.began = self.said = time.monotonic()
-
-    def callback(self, epoch: int) -> Any:
-        """For one call of `fit`."""
-        import keras
-
-        def say(step: int, logs: Any) -> None:
-            now = time.monotonic()
-            if now - self.said < 10:
-                return
-            self.said = now
-            done = (epoch - self.first) * self.steps + step + 1
-            left = (now - self.began) / done * ((self.epochs - self.first) * self.steps - done)
-            print(
-                f"{self.name}: epoch {epoch + 1}/{self.epochs}, step {step + 1}/{self.steps}, "
-                f"at most {left / 60:.1f} min left",
-                flush=True,
-            )
-
-        return keras.callbacks.LambdaCallback(on_train_batch_end=say)

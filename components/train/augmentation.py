@@ -371,7 +371,7 @@ def _halved(plane: Any) -> Any:
     _, height, width = _shape(plane)
     high, wide = -(-height // 2), -(-width // 16) * 8
     x = ops.reshape(_extended(plane, high * 2, wide * 2), (-1, high, 2, wide, 2))
-    return ops.floor(ops.sum(x, axis=(2, 4)) / 4 + np.tile(np.float32([0.25, 0.5]), wide // 2))
+    return ops.floor(ops.sum(x, axis=(2, 4)) / 4 + np.tile(np.array([0.25, 0.5], np.float32), wide // 2))
 
 
 def _doubled(plane: Any) -> Any:
@@ -394,7 +394,7 @@ def _extended(plane: Any, high: int, wide: int) -> Any:
 
 
 def _grey(pixels: Any) -> Any:
-    weights = np.float32([0.299, 0.587, 0.114])
+    weights = np.array([0.299, 0.587, 0.114], np.float32)
     return ops.sum(pixels * weights, axis=-1, keepdims=True)
 
 

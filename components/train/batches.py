@@ -44,21 +44,43 @@ class Rows:
         return out
 
 
-class Batches(keras.utils.PyDataset):
-    """One epoch: images in some order, and of each one crop: the first, or that of `crops`."""
+class PixelBatches(keras.utils.PyDataset):
+    """All images in their order, of each its first crop."""
 
-    def __init__(self, rows: Rows, batch_size: int, order: np.ndarray, crops: np.ndarray | None = None) -> None:
+    def __init__(self, rows: Rows, size: int) -> None:
         super().__init__(workers=1, use_multiprocessing=False, max_queue_size=8)
-        self._rows, self._size, self._order, self._crops = rows, batch_size, order, crops
+        self._rows, self._size = rows, size
 
     def __len__(self) -> int:
-        return math.ceil(len(self._order) / self._size)
+        return math.ceil(len(self._rows) / self._size)
+
+    def __getitem__(self, position: int) -> tuple[Any]:
+        start = position * self._size
+        return (self._rows.pixels(np.arange(start, min(start + self._size, len(self._rows)))),)
+
+
+class LabelledBatches(keras.utils.PyDataset):
+    """One epoch: images in some order, and of each one crop: the first, or that of `crops`.
+
+    All batches are of one size, which compilers and batch normalisation like best: the last one is filled up with the
+    first images.
+    """
+
+    def __init__(self, rows: Rows, size: int, order: np.ndarray, crops: np.ndarray | None = None) -> None:
+        super().__init__(workers=1, use_multiprocessing=False, max_queue_size=8)
+        self._rows, self._size, self._length = rows, size, math.ceil(len(order) / size)
+        n = self._length * size
+        self._order, self._crops = np.resize(order, n), None if crops is None else np.resize(crops, n)
+
+    def __len__(self) -> int:
+        return self._length
 
     def __getitem__(self, position: int) -> tuple[Any, Any]:
         here = slice(position * self._size, (position + 1) * self._size)
         which = self._order[here]
         crops = None if self._crops is None else self._crops[here]
-        return self._rows.pixels(which, crops), self._rows.labels[which]
+        labels = self._rows.labels[which]
+        return (self._rows.pixels(which, crops), labels), labels
 
 
 def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:

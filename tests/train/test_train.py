@@ -1,17 +1,22 @@
 """Training on real, tiny arrays. Killing and resuming stands in tests/live."""
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from components import networks
-from components.params import Model
+from components.params import Augment, Model, Unfreeze
 from components.stage import StageError
-from components.train import train
+from components.train import State, train
 
-MODEL = Model(network="cnn", view="16", options={"width": 4, "blocks": 2}, epochs=2, batch_size=16, shift=1)
+MODEL = Model(
+    network="cnn", view="16", options={"width": 4, "blocks": 2}, epochs=2, batch_size=16, augment=Augment(shift=1)
+)
 
 
 def fit(model: Model, arrays: tuple[Path, Path], tmp_path: Path) -> Path:
@@ -47,14 +52,14 @@ def test_of_several_crops_each_epoch_draws_one_the_same_every_time(arrays: tuple
         target.parent.mkdir(parents=True, exist_ok=True)
         np.save(target, np.stack([one, one + 1, one + 2], 1))
     networks.load_keras()
-    from components.train.batches import Batches, Rows, drawn_crops
+    from components.train.batches import LabelledBatches, Rows, drawn_crops
 
     rows = Rows(pd.read_parquet(index), folder, "crop-16x3")
     crops = drawn_crops(rows, 0, 4)
     assert crops is not None and set(crops) == {0, 1, 2}
     np.testing.assert_array_equal(crops, drawn_crops(rows, 0, 4))
     order = np.arange(len(rows))
-    drawn, first = Batches(rows, 96, order, crops)[0][0], Batches(rows, 96, order)[0][0]
+    drawn, first = (LabelledBatches(rows, 96, order, drawn)[0][0][0] for drawn in (crops, None))
     np.testing.assert_array_equal(drawn, first + crops[:, None, None, None].astype(np.uint8))
     model = MODEL.model_copy(update={"view": "crop-16x3"})
     assert (fit(model, arrays, tmp_path) / "network.keras").exists()
@@ -94,3 +99,144 @@ def test_rows_come_from_their_shards(arrays: tuple[Path, Path]) -> None:
     found = Rows(index, arrays[1], "16").pixels(which)
     for pixels, (_, row) in zip(found, index.iloc[which].iterrows(), strict=True):
         np.testing.assert_array_equal(pixels, np.load(arrays[1] / f"16/{row['shard']}.npy")[row["row"]])
+
+
+def test_a_lost_loss_ends_the_training_within_steps(arrays: tuple[Path, Path], tmp_path: Path) -> None:
+    model = MODEL.model_copy(update={"learning_rate": 1e30, "weight_decay": 0.0, "batch_size": 1, "warmup": 0.0})
+    with pytest.raises(StageError, match=r"epoch 1, step [1-9];"):  # of 60
+        fit(model, arrays, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("split", "label", "said"), [("validation", "ai", "validation"), ("train", "real", "training")]
+)
+def test_a_training_without_images_of_a_class_is_refused(
+    arrays: tuple[Path, Path], tmp_path: Path, split: str, label: str, said: str
+) -> None:
+    index = pd.read_parquet(arrays[0])
+    index[(index["split"] != split) | (index["label"] != label)].to_parquet(arrays[0])
+    with pytest.raises(StageError, match=rf"tiny: no {said} image is labelled {label}; ingest"):
+        fit(MODEL, arrays, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+EVERYTHING = Augment.model_validate(
+    {
+        **dict.fromkeys(("colour", "rescale", "blur", "noise", "jpeg", "mixup", "cutmix"), 0.3),
+        **{"rotate": 10, "zoom": 0.1, "ramp": 0.5},
+    }
+)
+PHASES = [
+    Unfreeze(epochs=1, learning_rate=0.01),
+    Unfreeze(epochs=2, learning_rate=0.005, unfreeze_from=4),
+    Unfreeze(epochs=1, learning_rate=0.001, unfreeze_from=0),
+]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"augment": EVERYTHING, "average": 0.9, "epochs": 2},
+        {"freeze": PHASES, "optimizer": "sgd", "average": 0.8},
+    ],
+    ids=["augmented and averaged", "in phases"],
+)
+def test_a_training_that_was_ended_goes_on_as_if_it_had_not_been(
+    arrays: tuple[Path, Path], tmp_path: Path, changes: dict[str, object]
+) -> None:
+    model = MODEL.model_copy(update=changes)
+    whole = fit(model, arrays, tmp_path / "whole")
+    rows = pd.read_csv(whole / "history.csv")
+
+    class Ended(Exception):
+        pass
+
+    def end(state: State) -> bool:
+        raise Ended
+
+    for _ in range(len(rows)):
+        with pytest.raises(Ended):
+            train("tiny", model, *arrays, tmp_path / "parts/checkpoints", tmp_path / "parts/out", stop=end)
+        networks.load_keras().backend.clear_session()
+    parts = fit(model, arrays, tmp_path / "parts")
+    timing = ["images_per_second"]
+    pd.testing.assert_frame_equal(rows.drop(columns=timing), pd.read_csv(parts / "history.csv").drop(columns=timing))
+    keras = networks.load_keras()
+    first, second = (keras.models.load_model(folder / "network.keras") for folder in (whole, parts))
+    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_only_what_is_unfrozen_changes() -> None:
+    network = networks.build("cnn", 16, {"width": 4, "blocks": 2})
+    names = [layer.name for layer in network.layers]
+    convolutions = [number for number, name in enumerate(names) if name.startswith("conv")]
+    networks.unfreeze(network, convolutions[-1])
+    assert {layer.name for layer in network.layers if layer.trainable and layer.weights} == {
+        *names[convolutions[-1] : convolutions[-1] + 2],
+        "logit",
+    }
+    networks.unfreeze(network, None)
+    assert [w.path.split("/")[0] for w in network.trainable_weights] == ["logit", "logit"]
+    networks.unfreeze(network, 0)
+    assert all(layer.trainable for layer in network.layers)
+    keras = networks.load_keras()
+    inputs = keras.Input((4,))
+    with pytest.raises(StageError, match="`features`"):
+        networks.unfreeze(keras.Model(inputs, keras.layers.Dense(1)(inputs), name="other"), 0)
+
+
+def test_an_average_has_its_own_batch_statistics(arrays: tuple[Path, Path]) -> None:
+    """They are the mean over the batches of what its own weights give, and the weights come back after it."""
+    keras = networks.load_keras()
+    from components.train.batches import LabelledBatches, Rows
+    from components.train.learner import averaged, compiled
+
+    model = MODEL.model_copy(update={"average": 0.5, "augment": Augment(flip=False, shift=0), "learning_rate": 0.05})
+    index = pd.read_parquet(arrays[0])
+    rows = Rows(index, arrays[1], "16")
+    batches = LabelledBatches(rows, 16, np.arange(len(rows)))
+    network = networks.build("cnn", 16, {"width": 4, "blocks": 1, "dropout": 0.0})
+    learner = compiled(network, model, 16, len(batches), model.phases[0])
+    learner.fit(batches, shuffle=False, verbose=0)
+    raw = [np.array(value) for value in network.get_weights()]
+    with averaged(learner, batches):
+        first = next(layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization))
+        before = keras.Model(network.input, first.input)
+        seen = [keras.ops.convert_to_numpy(before(batches[i][0][0].astype("float32"))) for i in range(len(batches))]
+        np.testing.assert_allclose(
+            first.moving_mean, np.mean([x.mean((0, 1, 2)) for x in seen], 0), rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(first.moving_variance, np.mean([x.var((0, 1, 2)) for x in seen], 0), rtol=1e-3)
+        assert not np.array_equal(network.get_weights()[0], raw[0])
+    for value, kept in zip(network.get_weights(), raw, strict=True):
+        np.testing.assert_array_equal(value, kept)
+
+
+def test_a_full_disk_is_said_and_the_training_goes_on_later(
+    arrays: tuple[Path, Path], tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting a small disk isn't allowed here: {done.stderr.strip()}")
+    try:
+        settings = yaml.safe_load((Path(__file__).parents[2] / "presets/sample.yaml").read_text())
+        settings["preprocess"]["views"] = [16]
+        settings["train"]["models"] = {"tiny": MODEL.model_copy(update={"epochs": 3}).model_dump()}
+        call = ["train", "--model", "tiny", "--index", str(arrays[0]), "--arrays", str(arrays[1])]
+        call += ["--checkpoints", str(folder / "checkpoints"), "--out", str(tmp_path / "out")]
+        filler = folder / "filler"
+        filler.write_bytes(bytes(70_000))
+        full = command(*call, params=settings)
+        assert full.returncode == 1
+        last = full.stderr.splitlines()[-1]
+        assert last.startswith(f"error: {folder}/checkpoints/tiny/") and "disk full" in last
+        assert "run the same command again" in last
+        filler.unlink()
+        again = command(*call, params=settings)
+        assert again.returncode == 0, again.stderr
+        assert (tmp_path / "out/network.keras").exists()
+    finally:
+        subprocess.run(["umount", folder], check=True)
