@@ -158,6 +158,7 @@ class Model(Section):
     network: str
     view: View
     options: dict[str, Any] = Field({}, description="the network's own settings")
+    start: str | None = Field(None, description="a network.keras of the same kind, whose weights it starts from")
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(64, ge=1)
     learning_rate: float = Field(1e-3, gt=0)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from components.stage import StageError
@@ -69,6 +70,27 @@ def unfreeze(network: Any, from_layer: int | None) -> None:
     end = names.index("features")
     for number, layer in enumerate(network.layers):
         layer.trainable = number > end or (from_layer is not None and number >= from_layer)
+
+
+def take_weights(network: Any, path: Path) -> None:
+    """Give a network the weights of a saved one.
+
+    Raises:
+        StageError: there is no such file, or its network is another one.
+    """
+    keras = load_keras()
+    try:
+        saved = keras.models.load_model(path, compile=False)
+    except (OSError, ValueError) as error:
+        raise StageError(f"{path}: no saved network ({str(error).splitlines()[0]})") from None
+    shapes, found = [v.shape for v in network.variables], [v.shape for v in saved.variables]
+    if shapes != found:
+        raise StageError(
+            f"{path}: a {saved.name} with {saved.count_params():,} parameters can't be the start of a {network.name} "
+            f"with {network.count_params():,}; give both the same options and view"
+        )
+    for variable, value in zip(network.variables, saved.variables, strict=True):
+        variable.assign(value)
 
 
 def names() -> list[str]:

@@ -106,6 +106,8 @@ def _fit(
     phases = model.phases
     epochs = sum(phase.epochs for phase in phases)
     network = networks.build(model.network, images.view_size(model.view), model.options)
+    if model.start:
+        networks.take_weights(network, Path(model.start))
     print(
         f"{name}: {network.count_params():,} parameters, {len(rows):,} images, {steps} steps an epoch",
         flush=True,
@@ -237,6 +239,8 @@ def _fingerprint(model: Model, index: pd.DataFrame) -> str:
     rows = index[["sha256", "shard", "row", "label", "split"]]
     digest = hashlib.sha256(pd.util.hash_pandas_object(rows, index=False).to_numpy().tobytes())
     digest.update(f"{model.model_dump_json()} {keras.backend.backend()} {keras.__version__}".encode())
+    if model.start and Path(model.start).is_file():
+        digest.update(Path(model.start).read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -240,3 +240,24 @@ def test_a_full_disk_is_said_and_the_training_goes_on_later(
         assert (tmp_path / "out/network.keras").exists()
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+def test_it_starts_from_the_weights_of_another(arrays: tuple[Path, Path], tmp_path: Path) -> None:
+    keras = networks.load_keras()
+    before = fit(MODEL, arrays, tmp_path / "before") / "network.keras"
+    still = MODEL.model_copy(update={"start": str(before), "epochs": 1, "learning_rate": 1e-12, "weight_decay": 0.0})
+    after = fit(still, arrays, tmp_path / "after") / "network.keras"
+    one, other = (keras.models.load_model(path, compile=False) for path in (before, after))
+    for a, b in zip(one.trainable_variables, other.trainable_variables, strict=True):
+        assert np.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(("width", "said"), [(8, "can't be the start of a cnn"), (None, "no saved network")])
+def test_a_start_that_does_not_fit_is_refused(
+    arrays: tuple[Path, Path], tmp_path: Path, width: int | None, said: str
+) -> None:
+    start = tmp_path / "start.keras"
+    if width:
+        networks.build("cnn", 16, {"width": width, "blocks": 2}).save(start)
+    with pytest.raises(StageError, match=said):
+        fit(MODEL.model_copy(update={"start": str(start)}), arrays, tmp_path)
