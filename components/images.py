@@ -231,3 +231,13 @@ def _scaled_grey(image: Image.Image) -> Image.Image:
     elif image.mode == "F" and peak <= 1:
         values = values * 255
     return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+
+
+def jpeg_quality(image: Image.Image) -> float | None:
+    """The quality of a JPEG file by the scale of libjpeg (1 to 100), from its luminance table; None of other files."""
+    tables = getattr(image, "quantization", None)
+    if not tables:
+        return None
+    # The mean of the standard's luminance table (ITU T.81, Annex K), which quality 50 leaves as it is.
+    scale = 100 * float(np.mean(next(iter(tables.values())))) / 57.625
+    return 100 - scale / 2 if scale <= 100 else 5000 / scale

@@ -50,6 +50,11 @@ def connect() -> Any:
     return mlflow
 
 
+def begun() -> bool:
+    """Whether there is a store to look into: before the first run there is none, unless one is configured."""
+    return "MLFLOW_TRACKING_URI" in os.environ or Path("mlflow.db").exists()
+
+
 def _reach(uri: str) -> None:
     """Ask a server for its health once; MLflow's own client would go on asking for minutes."""
     if uri.startswith(("http://", "https://")):

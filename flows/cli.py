@@ -213,19 +213,11 @@ def check(
     ] = None,
     version: Annotated[str | None, typer.Option(help="another version than the champion")] = None,
 ) -> None:
-    """Verdicts for files and folders."""
-    from components.params import load
-    from components.register.registry import CHAMPION, Registry
+    """Verdicts for files and folders, by the champion, or by the reference detector while there is none."""
     from components.serve import check as batch
 
     files = batch.find([_from_start(path) for path in paths])
-    registry = Registry(load().register_.model)
-    if version is None:
-        champion = registry.alias(CHAMPION)
-        if champion is None:
-            raise StageError("there is no champion yet; `trueframe run` trains one")
-        version = champion.number
-    rows = list(batch.check(registry.load(version), files, _from_start(heatmap) if heatmap else None))
+    rows = list(batch.check(_detector(version), files, _from_start(heatmap) if heatmap else None))
     if csv:
         batch.write_csv(rows, _from_start(csv))
     if json_:
@@ -347,6 +339,36 @@ def _place(where: str) -> str:
     if colon and scheme in ("web", "feedback") and "://" not in where:
         return f"{scheme}:{_from_start(Path(rest).expanduser()).resolve()}"
     return where if "://" in where else str(_from_start(Path(where).expanduser()).resolve())
+
+
+def _detector(version: str | None) -> Any:
+    """The detector of a version; without one, the champion's, or the reference detector."""
+    from components import tracking
+    from components.params import load
+    from components.register.registry import CHAMPION, Registry
+
+    if version is None and not tracking.begun():
+        return _reference()
+    registry = Registry(load().register_.model)
+    if version is None:
+        champion = registry.alias(CHAMPION)
+        if champion is None:
+            return _reference()
+        version = champion.number
+    return registry.load(version)
+
+
+def _reference() -> Any:
+    from components import networks
+    from components.serve import reference
+
+    networks.load_keras()
+    print(
+        "there is no champion yet (`trueframe run` trains one): the reference detector answers; "
+        f"{reference.FOLDER}/*/model_card.md says what it was trained on and how often it is wrong",
+        file=sys.stderr,
+    )
+    return reference.Reference()
 
 
 def _prepare_flow() -> None:

@@ -13,13 +13,15 @@ from PIL import Image
 from components import images, parallel, shards, stage, tracking
 from components.evaluate import decision as decisions
 from components.evaluate import metrics as figures
-from components.evaluate import robustness
+from components.evaluate import robustness, scope
 from components.evaluate.decision import Scored
-from components.params import Evaluate
+from components.networks.familiarity import Familiarity
+from components.params import Equalise, Evaluate
 
 PREDICTIONS = ["sha256", "label", "probability", "split"]
 _EXPLAINED = 8  # images on the sheet of explanations
 _BATCH = 256  # arrays that a worker makes at once
+_FAMILIAR = 2000  # images that tell what is familiar, where none are degraded
 
 
 def evaluate(
@@ -43,8 +45,8 @@ def evaluate(
         index_path: from preprocess.
         arrays: from preprocess.
         data: folder of the shards.
-        out: folder to write: `metrics.json`, `predictions.parquet`, `decision.json`, `run.json`, pictures,
-            `report.html` and `model_card.md`.
+        out: folder to write: `metrics.json`, `predictions.parquet`, `decision.json`, `familiar.npz`, `run.json`,
+            pictures, `report.html` and `model_card.md`.
 
     Returns:
         What `metrics.json` holds.
@@ -65,10 +67,10 @@ def evaluate(
     ensemble = Ensemble([Member(*m) for m in zip(scorers, views.values(), temperatures, strict=True)])
     logits = np.stack([z / np.float32(t) for z, t in zip(each, temperatures, strict=True)]).mean(axis=0)
 
-    def degraded(rows: pd.DataFrame, which: np.ndarray, what: str) -> np.ndarray:
+    def degraded(rows: pd.DataFrame, which: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
         return _degraded(ensemble, equalise, rows, files, which, what)
 
-    decision = _decide(index, logits, labels, held, settings, degraded)
+    decision, familiar = _decide(index, logits, labels, held, settings, degraded)
     p = decision.probabilities(logits)
     result = _judge(index[test], labels[test], p[test], decision, settings)
     result["n_validation"], result["n_left_out"] = int(held.sum()), int(everything["split"].isna().sum())
@@ -90,7 +92,10 @@ def evaluate(
     index.assign(probability=p)[PREDICTIONS].to_parquet(out / "predictions.parquet", index=False)
     members = [{"name": n, "view": v, "temperature": t} for (n, v), t in zip(views.items(), temperatures, strict=True)]
     sight = {"members": members} if len(members) > 1 else {"view": members[0]["view"]}
-    (out / "decision.json").write_text(json.dumps({**asdict(decision), **sight, "equalise": equalise}, indent=2) + "\n")
+    limits = {"scope": scope.sides(index[held], files, views.values(), Equalise(**equalise) if equalise else None)}
+    content = {**asdict(decision), **sight, "equalise": equalise, **limits}
+    (out / "decision.json").write_text(json.dumps(content, indent=2) + "\n")
+    familiar.save(out / "familiar.npz")
     stage.replace(out / "metrics.json", lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
     _log(name, trained, list(views), result, out)
     return result
@@ -109,17 +114,24 @@ def _logits(scorer: Any, index: pd.DataFrame, arrays: Path, view: str) -> np.nda
 
 def _decide(
     index: pd.DataFrame, logits: np.ndarray, labels: np.ndarray, held: np.ndarray, settings: Evaluate, degraded: Any
-) -> decisions.Decision:
-    """The decision from the validation images, some of which are degraded, each in a way of its own."""
+) -> tuple[decisions.Decision, Familiarity]:
+    """The decision from the validation images, some of which are degraded, each in a way of its own.
+
+    The same images, as they are and degraded, are what the detector is familiar with.
+    """
     clean = Scored(logits[held], labels[held])
-    if not settings.degraded_images:
-        return decisions.fit(clean, clean, Scored(np.empty(0), np.empty(0, bool)), settings)
     rows = index[held]
-    rows = rows.sample(min(settings.degraded_images, len(rows)), random_state=settings.seed).sort_index()
+    rows = rows.sample(min(settings.degraded_images or _FAMILIAR, len(rows)), random_state=settings.seed).sort_index()
+    of_rows = labels[rows.index]
+    as_it_is = np.full((len(rows), 1), robustness.NONE)
+    _, features = degraded(rows, as_it_is, "validation images looked at")
+    if not settings.degraded_images:
+        nothing = Scored(np.empty(0), np.empty(0, bool))
+        return decisions.fit(clean, clean, nothing, settings), Familiarity.fit(features, of_rows)
     which = robustness.draw(rows["sha256"], settings.seed)[:, None]
-    half = Scored(logits[rows.index], labels[rows.index])
-    other = Scored(degraded(rows, which, "validation images degraded")[:, 0], half.labels)
-    return decisions.fit(clean, half, other, settings)
+    after, more = degraded(rows, which, "validation images degraded")
+    decision = decisions.fit(clean, Scored(logits[rows.index], of_rows), Scored(after[:, 0], of_rows), settings)
+    return decision, Familiarity.fit(np.concatenate([features, more]), np.concatenate([of_rows, of_rows]))
 
 
 def _judge(
@@ -165,7 +177,7 @@ def _robustness(
     rows = rows.sample(min(settings.robustness_images, len(rows)), random_state=settings.seed).sort_index()
     labels = (rows["label"] == "ai").to_numpy()
     which = np.tile(np.arange(len(robustness.GRID)), (len(rows), 1))
-    p = decision.probabilities(degraded(rows, which, "test images degraded"))
+    p = decision.probabilities(degraded(rows, which, "test images degraded")[0])
     entries = []
     for number, degradation in enumerate(robustness.GRID):
         scores = figures.summarise(labels, p[:, number], decision.threshold, settings.bootstrap, settings.seed)
@@ -185,11 +197,14 @@ def _robustness(
 
 def _degraded(
     ensemble: Any, equalise: Any, rows: pd.DataFrame, files: dict[str, Path], which: np.ndarray, what: str
-) -> np.ndarray:
-    """Logits of images after entries of the grid: of shape (n, k), for places in it of the same shape."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images after entries of the grid: logits of shape (n, k), for places in it of the same shape.
+
+    And the features after the first of these, of shape (n, d).
+    """
     place = {label: number for number, label in enumerate(rows.index)}
     n, k = which.shape
-    logits = np.empty((n, k), np.float32)
+    logits, features = np.empty((n, k), np.float32), [np.empty(0)] * n
 
     def tasks() -> Iterator[tuple[list[int], list[bytes], np.ndarray, list[str], Any]]:
         for batch in parallel.batched(shards.load(files, rows), max(1, _BATCH // k)):
@@ -198,9 +213,12 @@ def _degraded(
 
     progress = parallel.Progress(what, n)
     for places, pixels in parallel.ordered_map(_degrade, tasks()):
-        logits[places] = ensemble.logits(pixels).reshape(-1, k)
+        scored, found = ensemble.outputs(pixels)
+        logits[places] = scored.reshape(-1, k)
+        for number, row in zip(places, found[::k], strict=True):
+            features[number] = row
         progress.add(len(places))
-    return logits
+    return logits, np.stack(features)
 
 
 def _degrade(
@@ -211,7 +229,7 @@ def _degrade(
     for data, numbers in zip(batch, which, strict=True):
         image = images.decode(data)
         for number in numbers:
-            equal = images.equalise(robustness.GRID[number](image), equalise)
+            equal = images.equalise(image if number == robustness.NONE else robustness.GRID[number](image), equalise)
             for view, of_view in zip(views, seen, strict=True):
                 of_view.append(images.render(equal, view))
     return places, [np.stack(of_view) for of_view in seen]

@@ -77,6 +77,10 @@ GRID = [
 ]
 
 
+NONE = -1
+"""In the place of a place in `GRID`: the image as it is."""
+
+
 def draw(identities: Iterable[str], seed: int) -> np.ndarray:
     """For each image (by its sha256) a place in `GRID`, int64: its own, whatever other images there are."""
     digests = (hashlib.sha256(f"{seed} {identity}".encode()).digest() for identity in identities)

@@ -36,6 +36,8 @@ class Familiarity:
         """
         from sklearn.covariance import LedoitWolf
 
+        if not features.shape[1]:  # a network without pooled features: all is familiar
+            return cls(np.zeros((2, 0), np.float32), np.zeros((0, 0), np.float32), 0.0)
         order = np.random.default_rng(seed).permutation(len(features))[:_AT_MOST]
         features, labels = features[order].astype(np.float64), labels[order]
         half = np.zeros(len(features), bool)

@@ -11,6 +11,7 @@ from PIL import Image
 from components import images, networks
 
 _BLOCK = 256
+_WIDEST = 2048  # features, for what a distance among them costs
 
 
 class Scorer:
@@ -24,7 +25,7 @@ class Scorer:
         keras = networks.load_keras()
         self.model = keras.models.load_model(path, compile=False)
         self.side = int(self.model.input_shape[1])
-        self._call = self._compiled(keras)
+        self._width, self._call = self._compiled(keras)
         self._maps: Any = None
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
@@ -37,13 +38,29 @@ class Scorer:
         Returns:
             float32, shape (n,).
         """
+        return self.outputs(pixels)[0]
+
+    def outputs(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits of `ai`, and the features that they rest on.
+
+        Args:
+            pixels: as `logits` takes them; of several crops, the mean of the features counts too.
+
+        Returns:
+            float32, shapes (n,) and (n, d): the output of the layer `features`; d is 0 where the network has no such
+            layer, or one with more than 2,048 numbers.
+        """
         if pixels.ndim == 5:
-            return self.logits(pixels.reshape(-1, *pixels.shape[2:])).reshape(pixels.shape[:2]).mean(1)
+            n, crops = pixels.shape[:2]
+            logits, features = self.outputs(pixels.reshape(-1, *pixels.shape[2:]))
+            return logits.reshape(n, crops).mean(1), features.reshape(n, crops, features.shape[1]).mean(1)
+        if not len(pixels):
+            return np.empty(0, np.float32), np.empty((0, self._width), np.float32)
         blocks = [
-            np.asarray(self._call(np.ascontiguousarray(pixels[start : start + _BLOCK])))[:, 0]
-            for start in range(0, len(pixels), _BLOCK)
+            self._call(np.ascontiguousarray(pixels[start : start + _BLOCK])) for start in range(0, len(pixels), _BLOCK)
         ]
-        return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+        logits, features = (np.concatenate(parts).astype(np.float32) for parts in zip(*blocks, strict=True))
+        return logits[:, 0], features[:, : self._width]
 
     @property
     def decomposes(self) -> bool:
@@ -97,16 +114,21 @@ class Scorer:
         bent = head(a) + head(b) - head(a + b) - head(np.zeros_like(a))
         return (features, head) if np.abs(bent).max() < 1e-3 * (1 + np.abs(head(a)).max()) else None
 
-    def _compiled(self, keras: Any) -> Any:
+    def _compiled(self, keras: Any) -> tuple[int, Any]:
+        """How many features there are, and a function from pixels to logits and features."""
+        pooled = next((x.output for x in self.model.layers if x.name == "features" and len(x.output.shape) == 2), None)
+        width = 0 if pooled is None or pooled.shape[1] > _WIDEST else int(pooled.shape[1])
+        logits = self.model.output
+        both = keras.Model(self.model.input, [logits, pooled if width else logits])
         if keras.backend.backend() != "tensorflow":
-            return lambda pixels: keras.ops.convert_to_numpy(self.model.predict_on_batch(pixels))
+            return width, lambda pixels: [keras.ops.convert_to_numpy(x) for x in both.predict_on_batch(pixels)]
         import tensorflow as tf
 
         shape = tf.TensorSpec([None, self.side, self.side, 3], tf.uint8)
         function = tf.function(
-            lambda pixels: self.model(tf.cast(pixels, tf.float32), training=False), input_signature=[shape]
+            lambda pixels: both(tf.cast(pixels, tf.float32), training=False), input_signature=[shape]
         ).get_concrete_function()
-        return lambda pixels: function(tf.constant(pixels)).numpy()
+        return width, lambda pixels: [x.numpy() for x in function(tf.constant(pixels))]
 
 
 @dataclass(frozen=True)
@@ -148,5 +170,10 @@ class Ensemble:
         Returns:
             float32, shape (n,).
         """
-        each = [m.scorer.logits(seen) / np.float32(m.temperature) for m, seen in zip(self.members, pixels, strict=True)]
-        return np.stack(each).mean(axis=0)
+        return self.outputs(pixels)[0]
+
+    def outputs(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Logits of `ai`, and all members' features side by side: float32, shapes (n,) and (n, d)."""
+        each = [member.scorer.outputs(seen) for member, seen in zip(self.members, pixels, strict=True)]
+        logits = [z / np.float32(m.temperature) for m, (z, _) in zip(self.members, each, strict=True)]
+        return np.stack(logits).mean(axis=0), np.concatenate([features for _, features in each], axis=1)

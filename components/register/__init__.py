@@ -140,6 +140,7 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
             artifacts={
                 "network": str(_gathered(_networks(inputs, name), Path(folder))),
                 "decision": str(inputs.evaluations / name / "decision.json"),
+                "familiar": str(inputs.evaluations / name / "familiar.npz"),
                 "card": str(card),
             },
             code_paths=[str(package)],

@@ -15,8 +15,8 @@ class TrueframeModel(mlflow.pyfunc.PythonModel):
         """Load the network once."""
         from components.serve.detector import Detector
 
-        network = Path(context.artifacts["network"])
-        self.detector = Detector(network, Path(context.artifacts["decision"]), _version(network))
+        network, decision, familiar = (Path(context.artifacts[name]) for name in ("network", "decision", "familiar"))
+        self.detector = Detector(network, decision, familiar, _version(network))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """A dict for each row (see `Detector.score`). A bad row has its `error`, and the others their answers."""

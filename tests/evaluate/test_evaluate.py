@@ -121,7 +121,8 @@ def test_serving_says_what_the_judge_said(root: Path, tmp_path: Path, name: str)
         network.mkdir()
         for member in VIEWS:
             (network / f"{member}.keras").symlink_to(root / f"models/{member}/network.keras")
-    detector = Detector(network, root / f"evaluation/{name}/decision.json", "1")
+    judged = root / "evaluation" / name
+    detector = Detector(network, judged / "decision.json", judged / "familiar.npz", "1")
     index = pd.read_parquet(root / "index.parquet")
     files = shards.paths(root / "data", ["sample"])
     recorded = pd.read_parquet(root / f"evaluation/{name}/predictions.parquet").set_index("sha256")["probability"]

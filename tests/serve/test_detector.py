@@ -11,19 +11,30 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from components import images, networks
+from components.networks.familiarity import Familiarity
 from components.networks.inference import Scorer
 from components.serve.check import find
 from components.serve.detector import FIELDS, Detector
+from components.serve.reference import FILES, Reference
 from components.stage import StageError
+
+ANY = Familiarity(np.zeros((2, 16), np.float32), np.eye(16, dtype=np.float32), np.inf)
+"""To which all images are familiar, by the features of a tiny `cnn`."""
+
+
+def made(folder: Path, familiar: Familiarity = ANY, **fitted: object) -> Detector:
+    """A detector with an untrained network."""
+    networks.build("cnn", 16, {"width": 4}).save(folder / "network.keras")
+    scope = {"min_side": 16, "max_side": None}
+    decision = {"temperature": 1.0, "threshold": 0.5, "low": 0.4, "high": 0.6, "view": "16", "scope": scope, **fitted}
+    (folder / "decision.json").write_text(json.dumps(decision))
+    familiar.save(folder / "familiar.npz")
+    return Detector(folder / "network.keras", folder / "decision.json", folder / "familiar.npz", "3")
 
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
-    folder = tmp_path_factory.mktemp("detector")
-    networks.build("cnn", 16, {"width": 4}).save(folder / "network.keras")
-    fitted = {"temperature": 1.0, "threshold": 0.5, "low": 0.4, "high": 0.6, "view": "16"}
-    (folder / "decision.json").write_text(json.dumps(fitted))
-    return Detector(folder / "network.keras", folder / "decision.json", "3")
+    return made(tmp_path_factory.mktemp("detector"))
 
 
 def picture(seed: int, kind: str = "PNG", size: tuple[int, int] = (40, 30), **options: object) -> bytes:
@@ -48,11 +59,8 @@ def test_bad_rows_fail_alone_and_the_order_stays(detector: Detector) -> None:
 
 def test_it_sees_what_the_network_was_trained_on(detector: Detector, tmp_path: Path) -> None:
     """Equalised and cut into crops like the arrays; of several crops the mean logit counts."""
-    networks.build("cnn", 16, {"width": 4}).save(tmp_path / "network.keras")
     equal = {"size": "resize", "side": 32, "quality": 70}
-    fitted = {"temperature": 1.0, "threshold": 0.5, "low": 0.5, "high": 0.5, "view": "crop-16x3", "equalise": equal}
-    (tmp_path / "decision.json").write_text(json.dumps(fitted))
-    detector = Detector(tmp_path / "network.keras", tmp_path / "decision.json", "3")
+    detector = made(tmp_path, view="crop-16x3", equalise=equal)
     data = picture(5, size=(90, 70))
     crops = images.render(images.equalise(images.decode(data), equal), "crop-16x3")
     logits = Scorer(tmp_path / "network.keras").logits(crops)
@@ -118,3 +126,64 @@ def test_find_takes_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(StageError, match="no images"):
         find([tmp_path / "empty"])
+
+
+@pytest.mark.parametrize(
+    ("scope", "size", "said"),
+    [
+        (
+            {"min_side": 64, "max_side": None},
+            (200, 50),
+            "200 × 50 px: this detector was judged on pictures of 64 or more px",
+        ),
+        (
+            {"min_side": 16, "max_side": 64},
+            (200, 100),
+            "200 × 100 px: this detector was judged on pictures of 16 to 64 px",
+        ),
+        ({"min_side": 16, "max_side": 64}, (200, 50), None),
+    ],
+)
+def test_a_size_out_of_scope_is_uncertain(
+    tmp_path: Path, scope: dict[str, object], size: tuple[int, int], said: str | None
+) -> None:
+    answer = made(tmp_path, scope=scope, low=0.5, high=0.5).score([picture(1, size=size)])[0]
+    assert answer["warnings"] == ([said] if said else [])
+    assert (answer["verdict"] == "uncertain") == bool(said)
+    assert answer["label"] in ("ai", "real") and answer["probability"] is not None
+
+
+def test_a_jpeg_too_coarse_is_uncertain(tmp_path: Path) -> None:
+    fine, coarse = made(tmp_path, low=0.5, high=0.5).score([picture(1, "JPEG", quality=q) for q in (40, 10)])
+    assert (fine["warnings"], fine["verdict"] == "uncertain") == ([], False)
+    assert coarse["verdict"] == "uncertain" and "JPEG quality" in coarse["warnings"][0]
+
+
+def test_what_is_unlike_anything_seen_is_uncertain(tmp_path: Path) -> None:
+    made(tmp_path)
+    seen = np.stack([images.render(images.decode(picture(n)), "16") for n in range(200)])
+    _, features = Scorer(tmp_path / "network.keras").outputs(seen)
+    Familiarity.fit(features, np.arange(200) % 2 == 0).save(tmp_path / "familiar.npz")
+    detector = Detector(*(tmp_path / name for name in FILES), "3")
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), (255, 0, 0)).save(buffer, "PNG")
+    more, red = detector.score([picture(1000), buffer.getvalue()])
+    assert more["warnings"] == []
+    assert red["verdict"] == "uncertain" and "unlike" in red["warnings"][0]
+
+
+def test_the_reference_asks_the_detector_for_the_size(tmp_path: Path) -> None:
+    for name, low, high in (("small", 16, 64), ("large", 100, None)):
+        (tmp_path / name).mkdir()
+        made(tmp_path / name, scope={"min_side": low, "max_side": high}, threshold=0.1 if name == "small" else 0.9)
+    files = [picture(1, size=(40, 30)), picture(2, size=(200, 150)), b"broken", picture(3, size=(300, 80))]
+    answers = Reference(tmp_path).score(files)
+    assert [a["threshold"] for a in answers] == [0.1, 0.9, 0.1, 0.1]
+    assert [bool(a["error"]) for a in answers] == [False, False, True, False]
+    assert answers[3]["verdict"] == "uncertain" and "16 to 64 px" in answers[3]["warnings"][0]
+    assert {a["model_version"] for a in answers} == {"reference"}
+
+
+def test_without_a_reference_the_way_out_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="trueframe run"):
+        Reference(tmp_path)
