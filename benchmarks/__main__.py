@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 
-NAMES = ("pipeline", "serving", "data", "validation", "equalise")
+NAMES = ("pipeline", "training", "serving", "data", "validation", "equalise")
 
 
 def main() -> None:

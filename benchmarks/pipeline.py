@@ -32,7 +32,7 @@ def run() -> str:
             return self.batch
 
     with tempfile.TemporaryDirectory() as folder:
-        rows = Rows(_arrays(Path(folder)), Path(folder), str(SIDE))
+        rows = Rows(make_arrays(Path(folder)), Path(folder), str(SIDE))
         model = Model(network="cnn", view=str(SIDE), batch_size=BATCH)
         precision = use_precision(model.precision)
         fitted = compiled(networks.build("cnn", SIDE, {}), model, BATCH, STEPS, model.phases[0])
@@ -56,7 +56,7 @@ def run() -> str:
     )
 
 
-def _arrays(folder: Path) -> pd.DataFrame:
+def make_arrays(folder: Path) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     parts = []
     for shard in range(IMAGES // 4000):

@@ -95,7 +95,7 @@ def _fit(
     keras = networks.load_keras()
     from components.train import learner as learning
     from components.train.batches import LabelledBatches, PixelBatches, Rows, drawn_crops, shuffled
-    from components.train.precision import use_precision
+    from components.train.precision import in_float32, use_precision
 
     keras.utils.set_random_seed(model.seed)
     print(f"{name}: {use_precision(model.precision)}", flush=True)
@@ -171,7 +171,7 @@ def _fit(
         )
         stopped = stop(state)
     _load(folder / f"best-{state.best_epoch}.npz", network.variables)
-    return network
+    return in_float32(network)
 
 
 def _check_classes(name: str, index: pd.DataFrame) -> None:

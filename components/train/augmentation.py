@@ -83,18 +83,18 @@ class Place(_Random):
         if self.flip:
             mirrored = keras.random.uniform((n, 1), seed=self.seed_generator) < 0.5
             columns = ops.where(mirrored, width - 1 - columns, columns)
-        image = np.arange(n, dtype=np.int32)[:, None, None] * (height * width)
+        image = _range(n, "int32")[:, None, None] * (height * width)
         flat = image + rows[:, :, None] * width + columns[:, None, :]
         moved = ops.take(ops.reshape(pixels, (n * height * width, channels)), ops.reshape(flat, (-1,)), axis=0)
         return ops.reshape(moved, (n, height, width, channels))
 
     def _places(self, n: int, length: int) -> Any:
         """From where each pixel comes: int32, shape (n, length)."""
-        here = np.arange(length, dtype=np.int32)[None]
+        here = _range(length, "int32")[None]
         if not self.shift:
             return ops.tile(here, (n, 1))
         shift = min(self.shift, length - 1)
-        moved = here + keras.random.randint((n, 1), -shift, shift + 1, dtype="int32", seed=self.seed_generator)
+        moved = ops.add(keras.random.randint((n, 1), -shift, shift + 1, dtype="int32", seed=self.seed_generator), here)
         moved = ops.where(moved < 0, -1 - moved, moved)
         return ops.where(moved >= length, 2 * length - 1 - moved, moved)
 
@@ -146,7 +146,7 @@ class MixUp(_Random):
         pixels, labels = inputs
         if not training:
             return pixels, labels
-        order = keras.random.shuffle(np.arange(_shape(pixels)[0], dtype=np.int32), seed=self.seed_generator)
+        order = keras.random.shuffle(_range(_shape(pixels)[0], "int32"), seed=self.seed_generator)
         n = _count(self.share, pixels)
         mine, partner = order[:n], ops.roll(order, 1)[:n]
         own = self._own(n, *_shape(pixels)[1:3])
@@ -166,8 +166,8 @@ class CutMix(MixUp):
     def _own(self, n: int, height: int, width: int) -> Any:
         half = ops.sqrt(self._uniform(n)) / 2
         y, x = self._uniform(n), self._uniform(n)
-        down = (np.arange(height, dtype=np.float32) + 0.5)[None, :, None, None] / height
-        across = (np.arange(width, dtype=np.float32) + 0.5)[None, None, :, None] / width
+        down = (_range(height) + 0.5)[None, :, None, None] / height
+        across = (_range(width) + 0.5)[None, None, :, None] / width
         inside = ops.logical_and(ops.abs(down - y) < half, ops.abs(across - x) < half)
         return 1 - ops.cast(inside, "float32")
 
@@ -191,7 +191,7 @@ class _Degrade(_Random):
         """The batch with some images degraded."""
         if not training:
             return pixels
-        order = keras.random.shuffle(np.arange(_shape(pixels)[0], dtype=np.int32), seed=self.seed_generator)
+        order = keras.random.shuffle(_range(_shape(pixels)[0], "int32"), seed=self.seed_generator)
         some = order[: _count(self.share, pixels)]
         return _put(pixels, some, _whole(self._degraded(ops.take(pixels, some, axis=0))))
 
@@ -264,7 +264,7 @@ def rescale(pixels: Any, factor: Any) -> Any:
 
 def _resampling(size: int, before: Any, after: Any) -> Any:
     """Matrices (n, size, size) that resample `before` places to `after`, both (n, 1, 1); places beyond give nought."""
-    place = np.arange(size, dtype=np.float32)
+    place = _range(size)
     target, source = place[None, :, None], place[None, None, :]
     scale = before / after
     distance = ops.abs(source + 0.5 - (target + 0.5) * scale) / ops.maximum(scale, 1.0)
@@ -332,7 +332,7 @@ def jpeg(pixels: Any, quality: Any, subsample: bool) -> Any:
     """
     _, height, width, _ = _shape(pixels)
     scale = ops.where(quality < 50, ops.floor(5000 / quality), 200 - 2 * quality)[:, :, :, 0]
-    luma, chroma = (ops.clip(ops.floor((table * scale + 50) / 100), 1, 255) for table in _TABLES)
+    luma, chroma = (ops.clip(ops.floor((ops.convert_to_tensor(table) * scale + 50) / 100), 1, 255) for table in _TABLES)
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
     y = ops.round(0.299 * red + 0.587 * green + 0.114 * blue)
     cb = ops.round(128 - 0.168735892 * red - 0.331264108 * green + 0.5 * blue)
@@ -371,7 +371,7 @@ def _halved(plane: Any) -> Any:
     _, height, width = _shape(plane)
     high, wide = -(-height // 2), -(-width // 16) * 8
     x = ops.reshape(_extended(plane, high * 2, wide * 2), (-1, high, 2, wide, 2))
-    return ops.floor(ops.sum(x, axis=(2, 4)) / 4 + np.tile(np.array([0.25, 0.5], np.float32), wide // 2))
+    return ops.floor(ops.sum(x, axis=(2, 4)) / 4 + ops.tile(ops.convert_to_tensor([0.25, 0.5]), wide // 2))
 
 
 def _doubled(plane: Any) -> Any:
@@ -394,8 +394,8 @@ def _extended(plane: Any, high: int, wide: int) -> Any:
 
 
 def _grey(pixels: Any) -> Any:
-    weights = np.array([0.299, 0.587, 0.114], np.float32)
-    return ops.sum(pixels * weights, axis=-1, keepdims=True)
+    red, green, blue = pixels[..., :1], pixels[..., 1:2], pixels[..., 2:]
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def _whole(pixels: Any) -> Any:
@@ -410,6 +410,10 @@ def _count(share: float, batch: Any) -> int:
 def _put(batch: Any, which: Any, values: Any) -> Any:
     """The batch with some of its rows replaced."""
     return ops.scatter_update(batch, which[:, None], values)
+
+
+def _range(n: int, dtype: str = "float32") -> Any:
+    return ops.arange(n, dtype=dtype)
 
 
 def _shape(x: Any) -> tuple[int, ...]:
