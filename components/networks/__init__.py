@@ -14,7 +14,18 @@ from typing import Any
 
 from components.stage import StageError
 
-_MODULES = {"cnn": "cnn", "efficientnet": "efficientnet", "residual": "residual"}
+_MODULES = {
+    "cnn": "cnn",
+    "efficientnet": "efficientnet",
+    "foundation": "foundation",
+    "mobilenet": "mobilenet",
+    "residual": "residual",
+    "seed-cnn32": "seeds",
+    "seed-cnn64": "seeds",
+    "seed-cnn150": "seeds",
+    "seed-cnn256": "seeds",
+    "vgg16": "seeds",
+}
 _BUILDERS: dict[str, Callable[..., Any]] = {}
 
 
