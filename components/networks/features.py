@@ -87,7 +87,7 @@ def _fingerprint(encoder: Any, made: Any) -> str:
     keras = networks.load_keras()
     digest = hashlib.sha256(re.sub(r'_\d+"', '"', encoder.to_json()).encode())
     for variable in encoder.variables:
-        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).view(np.uint8))
+        digest.update(keras.ops.convert_to_numpy(variable).tobytes())
     digest.update(json.dumps(made).encode())
     return digest.hexdigest()[:16]
 

@@ -84,8 +84,8 @@ def _of_preset(preset: str, side: int) -> tuple[Any, Any]:
         import keras_hub
     except ImportError:
         raise StageError(
-            f"foundation: {preset} is neither a network here nor a .keras file, and keras-hub, which may know it, isn't "
-            "installed; `pip install 'trueframe[foundation]'` does that"
+            f"foundation: {preset} is neither a network here nor a .keras file, and keras-hub, which may know it, "
+            "isn't installed; `pip install 'trueframe[foundation]'` does that"
         ) from None
     try:
         backbone = keras_hub.models.Backbone.from_preset(preset)
