@@ -12,7 +12,8 @@ STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .25rem .8rem; text-align: left; }
-tr + tr { border-top: 1px solid #8886; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
+tr + tr { border-top: 1px solid #8886; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 img { max-width: 100%; background: white; } .big { font-size: 2.4rem; font-weight: 600; } .quiet { opacity: .7; }
 .bar { display: inline-block; height: .8em; min-width: 1px; }
 .ai { background: #c8553d; } .real { background: #2a6f97; }

@@ -6,6 +6,7 @@ from typing import Any
 
 from components.evaluate import report
 from components.evaluate.decision import Decision
+from components.evaluate.robustness import describe
 from components.params import Evaluate
 
 
@@ -84,7 +85,11 @@ def write(
             lines += ["", f"### {title}", "", _table(["", "images", score.replace("_", " "), "95 % interval"], rows)]
     if metrics["robustness"]:
         rows = [
-            [report.describe(e), report.number(e["balanced_accuracy"]), _interval(e, "balanced_accuracy")]
+            [
+                describe(e["degradation"], e["strength"]),
+                report.number(e["balanced_accuracy"]),
+                _interval(e, "balanced_accuracy"),
+            ]
             for e in metrics["robustness"]
         ]
         title = f"### Degraded ({metrics['robustness'][0]['n']:,} of the test images)"

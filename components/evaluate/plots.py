@@ -13,6 +13,8 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from components.evaluate.robustness import describe
+
 _AI, _REAL, _GREY = "#c8553d", "#2a6f97", "#8d99ae"
 
 
@@ -124,7 +126,7 @@ def robustness(scores: dict[str, Any], path: Path) -> None:
             low = min(low, value)
     axis.axvline(scores["balanced_accuracy"] or 0, color=_AI, label="images as they are")
     axis.axvline(0.5, color=_GREY, linestyle="--", label="guessing")
-    names = [f"{entry['degradation']} {entry['strength']:g}" for entry in entries]
+    names = [describe(entry["degradation"], entry["strength"]) for entry in entries]
     axis.set(yticks=range(len(entries)), yticklabels=names, xlim=(max(0, low - 0.05), 1), xlabel="balanced accuracy")
     axis.invert_yaxis()
     _percent(axis.xaxis)

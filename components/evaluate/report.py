@@ -8,6 +8,7 @@ from typing import Any
 from components import page
 from components.evaluate import plots
 from components.evaluate.decision import Decision
+from components.evaluate.robustness import describe
 from components.params import Evaluate
 
 _MEANINGS = {
@@ -22,15 +23,6 @@ _MEANINGS = {
     "brier": ("Brier score", "mean squared error of the probabilities; 0 is best, saying 0.5 to all gives 0.25"),
     "tpr_at_fpr_01": ("ai found at 1 % false alarms", "if the threshold let one real image in a hundred be called ai"),
     "tpr_at_fpr_05": ("ai found at 5 % false alarms", "the same with five in a hundred"),
-}
-DEGRADATIONS = {
-    "jpeg": ("saved again as JPEG", "quality"),
-    "webp": ("saved again as WebP", "quality"),
-    "blur": ("blurred", "σ in px"),
-    "noise": ("noise added", "σ, of the full range"),
-    "rescale": ("scaled down and up again", "factor"),
-    "crop": ("cropped", "share of the sides that is kept"),
-    "screenshot": ("as a screenshot, saved as JPEG 85", "factor of the screen"),
 }
 
 
@@ -103,8 +95,9 @@ def _findings(metrics: dict[str, Any]) -> Iterable[str]:
     entries = [e for e in metrics["robustness"] if e["balanced_accuracy"] is not None]
     if entries:
         worst = min(entries, key=lambda e: e["balanced_accuracy"])
+        words = describe(worst["degradation"], worst["strength"])
         yield (
-            f"Degraded images cost most when they are {describe(worst)}: balanced accuracy "
+            f"Of {len(entries)} ways to degrade an image, it is worst on those {words}: balanced accuracy "
             f"{worst['balanced_accuracy']:.1%}."
         )
     found = {g: m["recall"] for g, m in metrics["by_generator"].items() if m["recall"] is not None}
@@ -132,7 +125,7 @@ def _groups(metrics: dict[str, Any]) -> Iterable[str]:
         ("By source", "by_source", ""),
         ("By generator", "by_generator", "Each beside the real images of the sources that it occurs in."),
     ):
-        if metrics[key]:
+        if len(metrics[key]) > 1:
             rows = [
                 [
                     group,
@@ -161,11 +154,10 @@ def _degraded(metrics: dict[str, Any], picture: Path) -> Iterable[str]:
     )
     yield _picture(picture, "balanced accuracy under degradation")
     yield page.table(
-        ["", "", "balanced accuracy", "95 % interval", "AUROC", "ai found", "real called real"],
+        ["", "balanced accuracy", "95 % interval", "AUROC", "ai found", "real called real"],
         [
             [
-                DEGRADATIONS[e["degradation"]][0],
-                page.Cell(f"{escape(DEGRADATIONS[e['degradation']][1])} {e['strength']:g}"),
+                describe(e["degradation"], e["strength"]),
                 number(e["balanced_accuracy"]),
                 _interval(e["intervals"]["balanced_accuracy"]),
                 *(number(e[key]) for key in ("auroc", "recall", "real_accuracy")),
@@ -224,12 +216,6 @@ def explained(metrics: dict[str, Any], decision: Decision, settings: Evaluate) -
         f"{settings.min_real_accuracy:.0%} of the real ones real{both}. {band} Probabilities are calibrated on the "
         f"validation images as they are (temperature {decision.temperature:.2f})."
     )
-
-
-def describe(entry: dict[str, Any]) -> str:
-    """An entry of the grid in words."""
-    words, unit = DEGRADATIONS[entry["degradation"]]
-    return f"{words} ({unit} {entry['strength']:g})"
 
 
 def _picture(path: Path, says: str) -> str:

@@ -80,6 +80,21 @@ GRID = [
 NONE = -1
 """In the place of a place in `GRID`: the image as it is."""
 
+_WORDS = {
+    "jpeg": "saved again as JPEG, quality {:g}",
+    "webp": "saved again as WebP, quality {:g}",
+    "blur": "blurred, σ {:g} px",
+    "noise": "with noise of σ {:.0%}",
+    "rescale": "scaled to {:.0%} and back",
+    "crop": "cropped to {:.0%} of both sides",
+    "screenshot": "as a screenshot at {:.0%}",
+}
+
+
+def describe(name: str, strength: float) -> str:
+    """An entry of the grid in words."""
+    return _WORDS[name].format(strength)
+
 
 def draw(identities: Iterable[str], seed: int) -> np.ndarray:
     """For each image (by its sha256) a place in `GRID`, int64: its own, whatever other images there are."""

@@ -75,7 +75,14 @@ def test_what_is_promised_is_there(root: Path) -> None:
     assert metrics["explanation"]["method"] == "class activation"
     assert -1 <= metrics["explanation"]["occlusion_correlation"] <= 1
     report, card = (folder / "report.html").read_text(), (folder / "model_card.md").read_text()
-    for words in ("never seen", "By generator", "upconv-b", "saved again as WebP", "uncertain", "Its worst mistakes"):
+    for words in (
+        "never seen",
+        "By generator",
+        "upconv-b",
+        "saved again as WebP, quality 50",
+        "uncertain",
+        "Its worst mistakes",
+    ):
         assert words in report, words
     assert report.count("data:image/png") == 7
     short = card.partition("\n## ")[0]

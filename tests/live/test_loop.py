@@ -22,7 +22,7 @@ from PIL import Image
 from components import shards
 from components.serve.detector import FIELDS
 
-STAGES = ["validate", "preprocess", "train@small", "evaluate@small", "train@crop", "evaluate@crop"]
+STAGES = ["validate", "preprocess", "train@small", "evaluate@small", "train@crop", "evaluate@crop", "ensemble@both"]
 
 
 def ran(output: str) -> list[str]:
@@ -40,6 +40,9 @@ def versions(project: Project) -> list[str]:
 
 
 def test_a_run_ends_with_a_champion(project: Project) -> None:
+    params = project.params
+    params["train"]["ensembles"] = {"both": ["small", "crop"]}
+    project.params = params
     output = project.ok("trueframe", "run", timeout=500)
     assert ran(output) == STAGES
     assert "champion: trueframe version 1" in output
@@ -50,7 +53,7 @@ def test_a_run_ends_with_a_champion(project: Project) -> None:
     assert (registration["model_name"], registration["version"]) == ("trueframe", "1")
     assert registration["aliases"]["champion"] == "1"
     assert registration["reasons"]
-    for model in ("small", "crop"):
+    for model in ("small", "crop", "both"):
         folder = project.root / "artifacts/evaluation" / model
         metrics = json.loads((folder / "metrics.json").read_text())
         assert {"accuracy", "auroc", "ece", "tpr_at_fpr_01", "by_source", "by_generator", "robustness", "n"} <= set(
@@ -209,7 +212,7 @@ def test_one_image_more_in_a_folder_runs_the_stages(project: Project, tmp_path_f
         add("real", f"{number}.png")
     # One network is enough from here on.
     params = project.params
-    params["train"]["models"] = {"small": params["train"]["models"]["small"]}
+    params["train"] = {"models": {"small": params["train"]["models"]["small"]}}
     project.params = params
     stages = ["validate", "preprocess", "train@small", "evaluate@small"]
     output = project.ok("trueframe", "ingest", "mine", "--from", str(folder))
