@@ -81,8 +81,8 @@ NONE = -1
 """In the place of a place in `GRID`: the image as it is."""
 
 _WORDS = {
-    "jpeg": "saved again as JPEG, quality {:g}",
-    "webp": "saved again as WebP, quality {:g}",
+    "jpeg": "re-saved as JPEG {:g}",
+    "webp": "re-saved as WebP {:g}",
     "blur": "blurred, σ {:g} px",
     "noise": "with noise of σ {:.0%}",
     "rescale": "scaled to {:.0%} and back",

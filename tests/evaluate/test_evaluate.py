@@ -79,7 +79,7 @@ def test_what_is_promised_is_there(root: Path) -> None:
         "never seen",
         "By generator",
         "upconv-b",
-        "saved again as WebP, quality 50",
+        "re-saved as WebP 50",
         "uncertain",
         "Its worst mistakes",
     ):

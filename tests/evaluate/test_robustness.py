@@ -23,7 +23,7 @@ def test_the_grid_holds_what_is_promised() -> None:
     assert {0.75, 0.5} <= strengths["rescale"]
     assert {"webp", "noise", "crop", "screenshot"} <= strengths.keys()
     words = {robustness.describe(d.name, d.strength) for d in GRID}
-    assert len(words) == len(GRID) and "saved again as JPEG, quality 30" in words
+    assert len(words) == len(GRID) and "re-saved as JPEG 30" in words
 
 
 @pytest.mark.parametrize("degradation", GRID, ids=lambda d: f"{d.name}-{d.strength:g}")
