@@ -188,7 +188,8 @@ def _evidence(explanation: dict[str, Any], picture: Path) -> Iterable[str]:
         if agreement is not None:
             how += (
                 " Blurring the picture patch by patch, which asks the network in another way, ranks the patches alike "
-                f"with a correlation of {agreement:.2f} (1 the same, 0 unrelated)."
+                f"with a correlation of {agreement:.2f} (1 the same, 0 unrelated; where it is low, no map "
+                "tells the whole story)."
             )
     else:
         how = "By occlusion: how far the score falls when a patch is blurred."
@@ -205,8 +206,9 @@ def explained(metrics: dict[str, Any], decision: Decision, settings: Evaluate) -
     )
     both = ", in this mixture and as they are" if settings.degraded_images else ""
     band = (
-        f"From {decision.low:.3f} to {decision.high:.3f} it is “uncertain”: the narrowest band that leaves "
-        f"at most {settings.target_error:.0%} wrong answers there, or {settings.max_uncertain:.0%} of the images aside."
+        f"From {decision.low:.3f} to {decision.high:.3f} it is “uncertain”: as wide a band as "
+        f"{settings.target_error:.0%} wrong answers on these images ask for, that leaves no more than "
+        f"{settings.max_uncertain:.0%} of them aside."
         if decision.high > decision.low
         else f"No band of “uncertain” was needed for {settings.target_error:.0%} wrong answers."
     )
