@@ -24,6 +24,7 @@ _MODULES = {
     "seed-cnn64": "seeds",
     "seed-cnn150": "seeds",
     "seed-cnn256": "seeds",
+    "style": "style",
     "vgg16": "seeds",
 }
 _BUILDERS: dict[str, Callable[..., Any]] = {}
@@ -89,9 +90,8 @@ def take_weights(network: Any, path: Path) -> None:
     Raises:
         StageError: there is no such file, or its network is another one.
     """
-    keras = load_keras()
     try:
-        saved = keras.models.load_model(path, compile=False)
+        saved = load(path)
     except (OSError, ValueError) as error:
         raise StageError(f"{path}: no saved network ({str(error).splitlines()[0]})") from None
     shapes, found = [v.shape for v in network.variables], [v.shape for v in saved.variables]
@@ -107,6 +107,13 @@ def take_weights(network: Any, path: Path) -> None:
 def names() -> list[str]:
     """All networks."""
     return sorted(_MODULES)
+
+
+def load(path: Path) -> Any:
+    """A saved network, not compiled."""
+    keras = load_keras()
+    import_module(f"{__name__}.layers")
+    return keras.models.load_model(path, compile=False)
 
 
 def load_keras() -> Any:

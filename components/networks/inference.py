@@ -22,10 +22,9 @@ class Scorer:
     """
 
     def __init__(self, path: Path) -> None:
-        keras = networks.load_keras()
-        self.model = keras.models.load_model(path, compile=False)
+        self.model = networks.load(path)
         self.side = int(self.model.input_shape[1])
-        self._width, self._call = self._compiled(keras)
+        self._width, self._call = self._compiled(networks.load_keras())
         self._maps: Any = None
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:

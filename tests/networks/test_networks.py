@@ -20,9 +20,10 @@ TINY: dict[str, tuple[int, dict[str, Any]]] = {
     "seed-cnn64": (24, {"width": 4, "dense": 8}),
     "seed-cnn150": (48, {}),
     "seed-cnn256": (32, {}),
+    "style": (32, {"weights": "none"}),
     "vgg16": (32, {"weights": "none", "dense": 8}),
 }
-FLAT = {name for name in TINY if name.startswith("seed-") or name == "vgg16"}
+FLAT = {name for name in TINY if name.startswith("seed-") or name in ("style", "vgg16")}
 
 
 @pytest.mark.parametrize("name", networks.names())
