@@ -70,7 +70,8 @@ def unfreeze(network: Any, from_layer: int | None) -> None:
     """Let the later layers of a network's backbone learn, and keep the earlier ones as they are.
 
     Args:
-        network: its backbone ends in the layer called `features`; what comes after always learns.
+        network: its backbone ends in the layer called `features`; what comes after always learns, and so does a
+            pretrained backbone whose weights couldn't be had.
         from_layer: the first layer that learns, by its number in `network.layers`; null for none of the backbone.
 
     Raises:
@@ -81,7 +82,8 @@ def unfreeze(network: Any, from_layer: int | None) -> None:
         raise StageError(f"network {network.name} has no layer called `features`, so no part of it can be frozen")
     end = names.index("features")
     for number, layer in enumerate(network.layers):
-        layer.trainable = number > end or (from_layer is not None and number >= from_layer)
+        new = number > end or getattr(layer, "from_scratch", False)
+        layer.trainable = new or (from_layer is not None and number >= from_layer)
 
 
 def take_weights(network: Any, path: Path) -> None:

@@ -35,7 +35,7 @@ def split(network: Any) -> tuple[Any, Any]:
 
 
 def update(encoder: Any, shards: list[str], arrays: Path, view: str, out: Path) -> str:
-    """Compute the features of the shards that have none yet, and remove those of shards that are gone.
+    """Compute the features of the shards that have none yet, and remove those whose pixels are gone.
 
     Args:
         encoder: from `split`.
@@ -49,11 +49,14 @@ def update(encoder: Any, shards: list[str], arrays: Path, view: str, out: Path) 
     Returns:
         `<view>+<fingerprint>`.
     """
-    made, sizes = _pixels(arrays)
+    made, sizes = _pixels(arrays, view)
     folder = out / f"{view}+{_fingerprint(encoder, made)}"
-    wanted = {shard: sizes.get(f"{view}/{shard}") for shard in shards}
-    known = _read(folder / _MADE)
-    here = {s: size for s, size in known.items() if wanted.get(s, -1) == size and (folder / f"{s}.npy").exists()}
+    # Those of other shards stay as long as their pixels are here: another training may want them.
+    here = {
+        shard: size
+        for shard, size in _read(folder / _MADE).items()
+        if sizes.get(shard) == size and (folder / f"{shard}.npy").exists()
+    }
     for path in folder.rglob("*.npy"):
         if path.relative_to(folder).with_suffix("").as_posix() not in here:
             path.unlink()
@@ -62,7 +65,7 @@ def update(encoder: Any, shards: list[str], arrays: Path, view: str, out: Path) 
     for shard, pixels in missing.items():
         found = _encoded(encoder, pixels, len(images.view_shape(view)) == 4, progress)
         stage.replace(folder / f"{shard}.npy", lambda path, found=found: np.save(path, found))  # type: ignore[misc]
-        here[shard] = wanted[shard]
+        here[shard] = sizes.get(shard)
         stage.replace(folder / _MADE, lambda path: path.write_text(json.dumps(here, indent=1)))
     return folder.name
 
@@ -92,10 +95,15 @@ def _fingerprint(encoder: Any, made: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _pixels(arrays: Path) -> tuple[Any, dict[str, int]]:
-    """How preprocess made the arrays, and from shards of which size."""
+def _pixels(arrays: Path, view: str) -> tuple[Any, dict[str, int]]:
+    """How preprocess made the arrays, and from shards of which size those of a view."""
     known = _read(arrays / _MADE)
-    return (known.get("maker"), known.get("equalise")), known.get("shards", {})
+    sizes = {
+        name.removeprefix(f"{view}/"): size
+        for name, size in known.get("shards", {}).items()
+        if name.startswith(f"{view}/")
+    }
+    return (known.get("maker"), known.get("equalise")), sizes
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -53,8 +53,9 @@ def backbone(builder: str, x: Any, weights: str, **options: Any) -> Any:
 
 
 def _from_scratch(found: Any) -> Any:
-    """Keras' momentum of 0.99 is made for ImageNet; over few steps the averages would lag far behind."""
     for layer in found.layers:
+        layer.from_scratch = True  # so that nobody freezes what has learned nothing yet
         if isinstance(layer, layers.BatchNormalization):
+            # Keras' momentum of 0.99 is made for ImageNet; over few steps the averages would lag far behind.
             layer.momentum = 0.9
     return found

@@ -11,7 +11,7 @@ from components.preprocess import arrays
 
 
 def forget(data: Path, out: Path, index: Path, removed: Any) -> None:
-    """Take images out of the arrays and the index, without decoding the others again.
+    """Take images out of the arrays and the index, without decoding the others again; and out of their features.
 
     Args:
         data: folder of the shards, from which they are gone already.
@@ -29,6 +29,8 @@ def forget(data: Path, out: Path, index: Path, removed: Any) -> None:
             view = path.parents[1].name
             size = (data / f"{new}.parquet").stat().st_size if new else None
             arrays.succeed(out, f"{view}/{name}", f"{view}/{new}", size)
+        for path in out.with_name("features").glob(f"*/{name}.npy"):
+            path.unlink()
     if index.exists():
         table = pd.read_parquet(index)
         result = _renumbered(table, removed.shards)

@@ -114,6 +114,12 @@ def _identity(inputs: Inputs, name: str) -> str:
     return digest.hexdigest()
 
 
+def _packages(inputs: Inputs, name: str) -> list[str]:
+    """What serving a candidate needs; keras-hub only where an encoder is made of its layers."""
+    configs = [zipfile.ZipFile(file).read("config.json") for file in _networks(inputs, name).values()]
+    return [*_REQUIREMENTS, *(["keras-hub"] if any(b'"keras_hub' in config for config in configs) else [])]
+
+
 def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str, inputs: Inputs) -> Version:
     """Log the pyfunc to the run that judged the candidate, and make it a version with its lineage."""
     mlflow, client = registry.mlflow, registry.client
@@ -144,7 +150,7 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
                 "card": str(card),
             },
             code_paths=[str(package)],
-            pip_requirements=[f"{requirement}=={installed(requirement)}" for requirement in _REQUIREMENTS],
+            pip_requirements=[f"{package}=={installed(package)}" for package in _packages(inputs, name)],
             signature=signature,
         )
     try:

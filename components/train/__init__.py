@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from components import images, networks, stage, tracking
-from components.params import Model, Unfreeze
+from components.params import Augment, Model, Unfreeze
 from components.stage import StageError
 
 DONE = "training.json"
@@ -48,7 +48,7 @@ def train(
         name: of the candidate.
         model: its settings.
         index_path: from preprocess.
-        arrays: from preprocess.
+        arrays: from preprocess. Beside it lies the folder `features`, for what frozen encoders make of them.
         checkpoints: folder in which a killed training is taken up again.
         out: folder to write: `network.keras`, `training.json` and `history.csv`.
         stop: is asked after each epoch whether that was the last.
@@ -93,21 +93,29 @@ def _fit(
     stop: Callable[[State], bool],
 ) -> Any:
     keras = networks.load_keras()
+    from components.networks import features
     from components.train import learner as learning
     from components.train.batches import LabelledBatches, PixelBatches, Rows, drawn_crops, shuffled
     from components.train.precision import in_float32, use_precision
 
     keras.utils.set_random_seed(model.seed)
     print(f"{name}: {use_precision(model.precision)}", flush=True)
-    rows = Rows(index[index["split"] == "train"], arrays, model.view)
-    held = Rows(index[index["split"] == "validation"], arrays, model.view)
+    network = networks.build(model.network, images.view_size(model.view), model.options)
+    if model.start:
+        networks.take_weights(network, Path(model.start))
+    fitted, view = network, model.view
+    if not model.freeze and features.frozen(network):
+        print(f"{name}: its encoder is frozen: features are computed once an image, without augmentation", flush=True)
+        encoder, fitted = features.split(network)
+        kept = arrays.with_name("features")
+        arrays, view = kept, features.update(encoder, sorted(index["shard"].unique()), arrays, view, kept)
+        model = model.model_copy(update={"augment": Augment(flip=False, shift=0)})
+    rows = Rows(index[index["split"] == "train"], arrays, view)
+    held = Rows(index[index["split"] == "validation"], arrays, view)
     batch = min(model.batch_size, len(rows))
     steps = math.ceil(len(rows) / batch)
     phases = model.phases
     epochs = sum(phase.epochs for phase in phases)
-    network = networks.build(model.network, images.view_size(model.view), model.options)
-    if model.start:
-        networks.take_weights(network, Path(model.start))
     print(
         f"{name}: {network.count_params():,} parameters, {len(rows):,} images, {steps} steps an epoch",
         flush=True,
@@ -116,7 +124,7 @@ def _fit(
     def ready(phase: Unfreeze) -> Any:
         if model.freeze:
             networks.unfreeze(network, phase.unfreeze_from)
-        return learning.compiled(network, model, batch, steps, phase)
+        return learning.compiled(fitted, model, batch, steps, phase)
 
     learner = ready(phases[state.phase])
     if state.epoch:
@@ -141,12 +149,12 @@ def _fit(
             rows, batch, shuffled(len(rows), model.seed, epoch), drawn_crops(rows, model.seed, epoch)
         )
         # Keras would shuffle the batches once more, from a state that a killed process takes with it.
-        fitted = learner.fit(batches, shuffle=False, verbose=0, callbacks=[progress])
+        trained = learner.fit(batches, shuffle=False, verbose=0, callbacks=[progress])
         seconds = time.monotonic() - began
         with learning.averaged(learner, batches):
-            logits = network.predict(PixelBatches(held, 512), verbose=0)[:, 0]
+            logits = fitted.predict(PixelBatches(held, 512), verbose=0)[:, 0]
             scores = {
-                "loss": float(fitted.history["loss"][0]),
+                "loss": float(trained.history["loss"][0]),
                 **_scores(logits, held.labels[:, 0]),
                 "learning_rate": float(keras.ops.convert_to_numpy(learner.optimizer.learning_rate)),
                 "images_per_second": len(rows) / seconds,
@@ -160,7 +168,7 @@ def _fit(
             state.history.append(scores)
             best = min(range(state.epoch), key=lambda e: state.history[e]["val_loss"]) + 1
             if best == state.epoch:
-                _save(folder / f"best-{best}.npz", network.variables)
+                _save(folder / f"best-{best}.npz", fitted.variables)
         _checkpoint(folder, learning.variables(learner), state, best)
         mlflow.log_metrics(scores, step=state.epoch)
         print(
@@ -170,7 +178,7 @@ def _fit(
             flush=True,
         )
         stopped = stop(state)
-    _load(folder / f"best-{state.best_epoch}.npz", network.variables)
+    _load(folder / f"best-{state.best_epoch}.npz", fitted.variables)
     return in_float32(network)
 
 

@@ -10,13 +10,15 @@ import pandas as pd
 
 
 class Rows:
-    """Images of an index, read from the arrays of one view when they are asked for."""
+    """Images of an index, or their features, read from the arrays of one view when they are asked for."""
 
     def __init__(self, index: pd.DataFrame, arrays: Path, view: str) -> None:
         names = sorted(index["shard"].unique())
         self._arrays = [np.load(arrays / view / f"{name}.npy", mmap_mode="r") for name in names]
         self._shard = index["shard"].map({name: i for i, name in enumerate(names)}).to_numpy(np.int64)
         self._row = index["row"].to_numpy(np.int64)
+        # Pixels have 4 dimensions and features 2, and one more where there are several crops of an image.
+        self._several = self._arrays[0].ndim % 2 == 1
         self.labels = (index["label"] == "ai").to_numpy(np.float32)[:, None]
 
     def __len__(self) -> int:
@@ -25,20 +27,21 @@ class Rows:
     @property
     def crops(self) -> int:
         """How many crops of each image there are."""
-        return self._arrays[0].shape[1] if self._arrays[0].ndim == 5 else 1
+        return self._arrays[0].shape[1] if self._several else 1
 
     def pixels(self, which: np.ndarray, crops: np.ndarray | None = None) -> np.ndarray:
         """Some images, and of each one crop: the first, or that of `crops`.
 
         Returns:
-            uint8, shape (len(which), side, side, 3).
+            uint8, shape (len(which), side, side, 3); of features float32, shape (len(which), d).
         """
-        out = np.empty((len(which), *self._arrays[0].shape[-3:]), np.uint8)
+        one = self._arrays[0]
+        out = np.empty((len(which), *one.shape[2 if self._several else 1 :]), one.dtype)
         shards = self._shard[which]
         for shard in np.unique(shards):
             here = np.flatnonzero(shards == shard)
             rows: Any = self._row[which[here]]
-            if self._arrays[shard].ndim == 5:
+            if self._several:
                 rows = rows, 0 if crops is None else crops[here]
             out[here] = self._arrays[shard][rows]
         return out

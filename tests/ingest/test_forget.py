@@ -56,8 +56,14 @@ def test_an_image_leaves_shards_arrays_and_index(tmp_path: Path, files: Files, s
     store(files, shard_images=10)
     prepare(tmp_path)
     gone, untouched = files["ai/03.jpg"], sorted((tmp_path / "data/mine").glob("*.parquet"))
+    features = tmp_path / "features/32+0123"
+    (features / "mine").mkdir(parents=True)
+    for shard in untouched:
+        np.save(features / f"mine/{shard.stem}.npy", np.zeros((10, 4), np.float32))
     removed = remove(tmp_path, sha(gone))
     assert removed.images == 1
+    left = {path.stem for path in features.rglob("*.npy")}
+    assert left == {path.stem for path in (tmp_path / "data/mine").glob("*.parquet")} & {p.stem for p in untouched}
     assert gone not in everything_under(tmp_path / "data")
     assert len(set(untouched) - set((tmp_path / "data/mine").glob("*.parquet"))) == 1
 

@@ -44,6 +44,12 @@ def add(arrays: Path, shard: str, values: np.ndarray, view: str = "16") -> None:
     made.write_text(json.dumps(known))
 
 
+def remove(arrays: Path, shard: str) -> None:
+    known = json.loads((arrays / "made.json").read_text())
+    del known["shards"][f"16/{shard}"]
+    (arrays / "made.json").write_text(json.dumps(known))
+
+
 def times(folder: Path) -> dict[str, int]:
     return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("*.npy")}
 
@@ -86,8 +92,13 @@ def test_only_new_shards_are_computed(arrays: Path, tmp_path: Path, capsys: pyte
     assert after.keys() - before.keys() == {"two/c-00000.npy"}
     assert {name: after[name] for name in before} == before
 
+    # A training on some shards alone leaves the others'.
+    features.update(encoder, ["two/c-00000"], arrays, "16", out)
+    assert times(out / view) == after
+
     # Another shard under a known name, and one that is gone.
     add(arrays, "one/a-00000", pixels(4, seed=3))
+    remove(arrays, "two/b-00000")
     features.update(encoder, ["one/a-00000", "two/c-00000"], arrays, "16", out)
     last = times(out / view)
     assert set(last) == {"one/a-00000.npy", "two/c-00000.npy"}

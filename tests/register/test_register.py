@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from components import images, networks
 from components.networks.inference import Scorer
 from components.params import Register
-from components.register import Inputs, gate, register
+from components.register import Inputs, _packages, gate, register
 from components.register.registry import Registry
 from components.stage import StageError
 
@@ -205,3 +206,11 @@ def test_the_gate_takes_the_best_of_those_that_pass() -> None:
     assert winner == "sound"
     assert any(r.startswith("sharp: auroc 0.6000 is below 0.75") for r in reasons)
     assert any(r.startswith("unknown:") for r in reasons)
+
+
+def test_a_detector_asks_for_keras_hub_where_its_encoder_is_from_there(inputs: Inputs) -> None:
+    candidate(inputs, "plain", 0.9, 0)
+    assert "keras-hub" not in _packages(inputs, "plain")
+    with zipfile.ZipFile(inputs.models / "plain/network.keras", "w") as file:
+        file.writestr("config.json", json.dumps({"layers": [{"module": "keras_hub.src.models.vit.vit_backbone"}]}))
+    assert "keras-hub" in _packages(inputs, "plain")

@@ -126,6 +126,7 @@ EVERYTHING = Augment.model_validate(
         **{"rotate": 10, "zoom": 0.1, "ramp": 0.5},
     }
 )
+ENCODER = {"encoder": "cnn", "encoder_options": {"width": 4, "blocks": 2}}
 PHASES = [
     Unfreeze(epochs=1, learning_rate=0.01),
     Unfreeze(epochs=2, learning_rate=0.005, unfreeze_from=4),
@@ -138,8 +139,9 @@ PHASES = [
     [
         {"augment": EVERYTHING, "average": 0.9, "epochs": 2},
         {"freeze": PHASES, "optimizer": "sgd", "average": 0.8},
+        {"network": "foundation", "options": ENCODER, "average": 0.8},
     ],
-    ids=["augmented and averaged", "in phases"],
+    ids=["augmented and averaged", "in phases", "on features"],
 )
 def test_a_training_that_was_ended_goes_on_as_if_it_had_not_been(
     arrays: tuple[Path, Path], tmp_path: Path, changes: dict[str, object]
@@ -167,6 +169,49 @@ def test_a_training_that_was_ended_goes_on_as_if_it_had_not_been(
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_head_learns_on_features_that_are_kept(
+    arrays: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keras = networks.load_keras()
+    model = MODEL.model_copy(
+        update={"network": "foundation", "options": ENCODER, "epochs": 15, "learning_rate": 0.1, "patience": 15}
+    )
+    out = fit(model, arrays, tmp_path / "one")
+    assert "features are computed once an image" in capsys.readouterr().out
+    history = pd.read_csv(out / "history.csv")
+    best = history.loc[history["val_loss"].idxmin(), "val_balanced_accuracy"]
+    assert best > 0.7, "features of random weights, and yet better than chance"
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").rglob("*.npy")}
+    assert [path.relative_to(path.parents[1]).as_posix() for path in sorted(kept)] == [
+        "one/a-00000.npy",
+        "two/b-00000.npy",
+    ]
+
+    # The saved network is whole, from pixels to logits, and gives on them what its head learned on features.
+    saved = keras.models.load_model(out / "network.keras")
+    index = pd.read_parquet(arrays[0])
+    held = index[index["split"] == "validation"]
+    pixels = np.concatenate(
+        [np.load(arrays[1] / f"16/{shard}.npy")[part["row"]] for shard, part in held.groupby("shard")]
+    )
+    right = (saved.predict(pixels, verbose=0)[:, 0] > 0) == (held["label"] == "ai").to_numpy()
+    assert right.mean() == pytest.approx(best, abs=0.05)  # one of 24 may lie on the border
+    keras.utils.set_random_seed(model.seed)
+    untouched = networks.build("foundation", 16, ENCODER)
+    for trained, new in list(zip(saved.layers, untouched.layers, strict=True))[:-2]:  # up to dropout and logit
+        for a, b in zip(trained.get_weights(), new.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    # Another head needs no image.
+    fit(model.model_copy(update={"options": {**ENCODER, "dense": 4}, "epochs": 1}), arrays, tmp_path / "two")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "features").rglob("*.npy")} == kept
+
+    # With phases of its own, the encoder learns from augmented images as any other.
+    (tmp_path / "features").rename(tmp_path / "before")
+    fit(model.model_copy(update={"freeze": [Unfreeze(epochs=1, learning_rate=0.01)]}), arrays, tmp_path / "three")
+    assert not (tmp_path / "features").exists()
+
+
 def test_only_what_is_unfrozen_changes() -> None:
     network = networks.build("cnn", 16, {"width": 4, "blocks": 2})
     names = [layer.name for layer in network.layers]
@@ -180,6 +225,9 @@ def test_only_what_is_unfrozen_changes() -> None:
     assert [w.path.split("/")[0] for w in network.trainable_weights] == ["logit", "logit"]
     networks.unfreeze(network, 0)
     assert all(layer.trainable for layer in network.layers)
+    nothing_to_keep = networks.build("mobilenet", 32, {"alpha": 0.35, "weights": "none"})
+    networks.unfreeze(nothing_to_keep, None)
+    assert nothing_to_keep.get_layer("Conv1").trainable
     keras = networks.load_keras()
     inputs = keras.Input((4,))
     with pytest.raises(StageError, match="`features`"):
