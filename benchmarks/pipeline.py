@@ -18,7 +18,7 @@ def run() -> str:
     keras = networks.load_keras()
     from components.train.batches import LabelledBatches, Rows, shuffled
     from components.train.learner import compiled
-    from components.train.precision import use_precision
+    from components.train.precision import fuse_normalisation, use_precision
 
     class Constant(keras.utils.PyDataset):
         def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
@@ -35,7 +35,9 @@ def run() -> str:
         rows = Rows(make_arrays(Path(folder)), Path(folder), str(SIDE))
         model = Model(network="cnn", view=str(SIDE), batch_size=BATCH)
         precision = use_precision(model.precision)
-        fitted = compiled(networks.build("cnn", SIDE, {}), model, BATCH, STEPS, model.phases[0])
+        network = networks.build("cnn", SIDE, {})
+        fuse_normalisation(network)
+        fitted = compiled(network, model, BATCH, STEPS, model.phases[0])
         order = shuffled(len(rows), 0, 0)
         constant = Constant(rows.pixels(order[:BATCH]), rows.labels[order[:BATCH]])
         fitted.fit(constant, verbose=0)

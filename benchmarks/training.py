@@ -60,13 +60,15 @@ def _ours() -> float:
     networks.load_keras()
     from components.train.batches import LabelledBatches, Rows, shuffled
     from components.train.learner import compiled
-    from components.train.precision import use_precision
+    from components.train.precision import fuse_normalisation, use_precision
 
     model = Model(network="cnn", view=str(SIDE), batch_size=BATCH)
     use_precision(model.precision)
     with tempfile.TemporaryDirectory() as folder:
         rows = Rows(make_arrays(Path(folder)), Path(folder), str(SIDE))
-        learner = compiled(networks.build("cnn", SIDE, {}), model, BATCH, STEPS, model.phases[0])
+        network = networks.build("cnn", SIDE, {})
+        fuse_normalisation(network)
+        learner = compiled(network, model, BATCH, STEPS, model.phases[0])
         order = shuffled(len(rows), 0, 0)
         clock = _Clock()
         batches = LabelledBatches(rows, BATCH, order[: (WARM + STEPS) * BATCH])
@@ -75,7 +77,7 @@ def _ours() -> float:
 
 
 def _plain() -> float:
-    """`image_dataset` tutorials: float32 arrays, `Sequential`, Adam, `fit`."""
+    """As tutorials do it: float32 arrays, `Sequential`, Adam, `fit`."""
     import keras
     import tensorflow as tf
     from keras import layers

@@ -96,13 +96,14 @@ def _fit(
     from components.networks import features
     from components.train import learner as learning
     from components.train.batches import LabelledBatches, PixelBatches, Rows, drawn_crops, shuffled
-    from components.train.precision import in_float32, use_precision
+    from components.train.precision import fuse_normalisation, in_float32, use_precision
 
     keras.utils.set_random_seed(model.seed)
     print(f"{name}: {use_precision(model.precision)}", flush=True)
     network = networks.build(model.network, images.view_size(model.view), model.options)
     if model.start:
         networks.take_weights(network, Path(model.start))
+    fuse_normalisation(network)
     fitted, view = network, model.view
     if not model.freeze and features.frozen(network):
         print(f"{name}: its encoder is frozen: features are computed once an image, without augmentation", flush=True)

@@ -309,3 +309,25 @@ def test_a_start_that_does_not_fit_is_refused(
         networks.build("cnn", 16, {"width": width, "blocks": 2}).save(start)
     with pytest.raises(StageError, match=said):
         fit(MODEL.model_copy(update={"start": str(start)}), arrays, tmp_path)
+
+
+def test_fused_normalisation_is_keras_own() -> None:
+    keras = networks.load_keras()
+    from components.train.precision import fuse_normalisation
+
+    pixels = np.random.default_rng(0).normal(100, 40, (8, 5, 4, 3)).astype(np.float32)
+    results = []
+    for fused in (False, True):
+        inputs = keras.Input((5, 4, 3))
+        layer = keras.layers.BatchNormalization(momentum=0.7)
+        network = keras.Model(inputs, layer(inputs))
+        usual = layer.call
+        if fused:
+            fuse_normalisation(network)
+        assert (layer.call != usual) == fused
+        outputs = network(pixels, training=True), network(pixels)
+        results.append([keras.ops.convert_to_numpy(x) for x in (*outputs, layer.moving_mean, layer.moving_variance)])
+        layer.trainable = False  # frozen, it takes its statistics as they are
+        np.testing.assert_allclose(network(pixels, training=True), outputs[1], rtol=1e-5, atol=1e-5)
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
