@@ -17,6 +17,7 @@ from components.stage import StageError
 
 By = Literal["generator", "source"]
 _SCORES = ("balanced_accuracy", "auroc", "recall", "uncertain_share", "certain_accuracy")
+_HEAD = ("ai", "real", "balanced accuracy", "95 % interval", "", "AUROC", "ai found", "real called real", "uncertain")
 _PARENT = "mlflow.parentRunId"  # what MLflow nests runs by
 
 
@@ -221,16 +222,15 @@ def _page(model: str, table: dict[str, Any]) -> list[str]:
             "<p class=quiet>Bars from guessing to perfect: blue without it"
             + (", grey with it in the training.</p>" if seen else ".</p>"),
             page.table(
-                [by, "ai", "real", "balanced accuracy", "95 % interval", "with it", "", "AUROC", "ai found",
-                 "real called real", "uncertain"],
-                [_line(row) for row in sorted(part["rows"], key=lambda row: row["balanced_accuracy"])],
+                [by, *_HEAD[:4], *(["with it"] if seen else []), *_HEAD[4:]],
+                [_line(row, bool(seen)) for row in sorted(part["rows"], key=lambda row: row["balanced_accuracy"])],
             ),
             *(f"<p class=quiet>{escape(name)}: {escape(reason)}</p>" for name, reason in part["skipped"].items()),
-        ]  # fmt: skip
+        ]
     return parts
 
 
-def _line(row: dict[str, Any]) -> list[str]:
+def _line(row: dict[str, Any], beside: bool) -> list[str]:
     def share(value: float | None) -> str:
         return "–" if value is None else f"{value:.1%}"
 
@@ -241,7 +241,7 @@ def _line(row: dict[str, Any]) -> list[str]:
         f"{row['real']:,}",
         share(row["balanced_accuracy"]),
         f"{row['interval'][0]:.1%} to {row['interval'][1]:.1%}",
-        share(row["seen"]),
+        *([share(row["seen"])] if beside else []),
         page.Cell("".join(f"<div>{page.bars((kind, max(0.0, 2 * v - 1)))}</div>" for kind, v in bars if v is not None)),
         f"{row['auroc']:.3f}",
         *(share(row[key]) for key in ("recall", "real_accuracy", "uncertain_share")),
