@@ -17,7 +17,7 @@ from components.stage import StageError
 
 By = Literal["generator", "source"]
 _SCORES = ("balanced_accuracy", "auroc", "recall", "uncertain_share", "certain_accuracy")
-_HEAD = ("ai", "real", "balanced accuracy", "95 % interval", "", "AUROC", "ai found", "real called real", "uncertain")
+_HEAD = ("ai", "real", "balanced accuracy", "95 % interval", "", "AUROC", "ai found", "real called real")
 _PARENT = "mlflow.parentRunId"  # what MLflow nests runs by
 
 
@@ -244,5 +244,5 @@ def _line(row: dict[str, Any], beside: bool) -> list[str]:
         *([share(row["seen"])] if beside else []),
         page.Cell("".join(f"<div>{page.bars((kind, max(0.0, 2 * v - 1)))}</div>" for kind, v in bars if v is not None)),
         f"{row['auroc']:.3f}",
-        *(share(row[key]) for key in ("recall", "real_accuracy", "uncertain_share")),
+        *(share(row[key]) for key in ("recall", "real_accuracy")),
     ]
