@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from components.networks.familiarity import Familiarity
 from components.networks.inference import Scorer
 from components.serve.check import find
 from components.serve.detector import FIELDS, Detector
-from components.serve.reference import FILES, Reference
+from components.serve.reference import FILES, Reference, keep
 from components.stage import StageError
 
 ANY = Familiarity(np.zeros((2, 16), np.float32), np.eye(16, dtype=np.float32), np.inf)
@@ -187,3 +188,17 @@ def test_the_reference_asks_the_detector_for_the_size(tmp_path: Path) -> None:
 def test_without_a_reference_the_way_out_is_named(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="trueframe run"):
         Reference(tmp_path)
+
+
+def test_what_is_kept_as_a_reference_says_the_same_in_half_the_size(tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    detector = made(tmp_path / "from")
+    (tmp_path / "from/model_card.md").write_text("# Card\n")
+    keep(tmp_path / "from", tmp_path / "from", tmp_path / "models/small")
+    pictures = [picture(n) for n in range(8)]
+    kept = [row["probability"] for row in Reference(tmp_path / "models").score(pictures)]
+    assert kept == pytest.approx([row["probability"] for row in detector.score(pictures)], abs=2e-3)
+    weights = [zipfile.ZipFile(tmp_path / f / FILES[0]).getinfo("model.weights.h5") for f in ("from", "models/small")]
+    assert weights[1].compress_size < 0.7 * weights[0].file_size
+    with pytest.raises(StageError, match="not here"):
+        keep(tmp_path / "none", tmp_path / "from", tmp_path / "models/other")
