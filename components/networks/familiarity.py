@@ -10,6 +10,8 @@ from components import stage
 
 _QUANTILE = 0.995
 _AT_MOST = 20_000
+_WIDE = 1024  # features; of more, only the directions in which images differ most are looked at
+_DIRECTIONS = 128
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Familiarity:
 
     Attributes:
         means: float32, shape (2, d), of `real` and of `ai`.
-        whitening: float32, shape (d, k): after it, features have unit variance within the classes.
+        whitening: float32, shape (d, k): after it, features have unit variance within the classes; k is d, or 128
+            where d is above 1,024.
         limit: distance that 99.5 % of the images it was fitted on stay below.
     """
 
@@ -35,6 +38,7 @@ class Familiarity:
             labels: bool, shape (n,): true for `ai`; both classes occur.
         """
         from sklearn.covariance import LedoitWolf
+        from sklearn.decomposition import PCA
 
         if not features.shape[1]:  # a network without pooled features: all is familiar
             return cls(np.zeros((2, 0), np.float32), np.zeros((0, 0), np.float32), 0.0)
@@ -45,8 +49,13 @@ class Familiarity:
             half[np.flatnonzero(labels == label)[::2]] = True
         means = np.stack([features[half & (labels == label)].mean(0) for label in (False, True)])
         within = features[half] - means[labels[half].astype(int)]
-        values, vectors = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(within).covariance_)
-        whitening = vectors / np.sqrt(np.maximum(values, 1e-12))
+        if features.shape[1] > _WIDE:  # a covariance of all would need more images than there are
+            kept = PCA(min(_DIRECTIONS, len(within) // 4), svd_solver="randomized", random_state=seed).fit(within)
+            values, vectors = kept.explained_variance_, kept.components_.T
+        else:
+            values, vectors = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(within).covariance_)
+        # A direction in which nothing varies says nothing but rounding.
+        whitening = vectors / np.sqrt(np.maximum(values, max(1e-12, 1e-6 * values.max())))
         rest = features if half.all() else features[~half]
         distances = cls(means.astype(np.float32), whitening.astype(np.float32), 0.0).distances(rest)
         return cls(means.astype(np.float32), whitening.astype(np.float32), float(np.quantile(distances, _QUANTILE)))

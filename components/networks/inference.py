@@ -11,7 +11,7 @@ from PIL import Image
 from components import images, networks
 
 _BLOCK = 256
-_WIDEST = 2048  # features, for what a distance among them costs
+_WIDEST = 8192  # features, for what a distance among them costs
 
 
 class Scorer:
@@ -47,7 +47,7 @@ class Scorer:
 
         Returns:
             float32, shapes (n,) and (n, d): the output of the layer `features`; d is 0 where the network has no such
-            layer, or one with more than 2,048 numbers.
+            layer, or one with more than 8,192 numbers.
         """
         if pixels.ndim == 5:
             n, crops = pixels.shape[:2]

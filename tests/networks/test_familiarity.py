@@ -35,3 +35,12 @@ def test_it_survives_a_file(tmp_path: Path) -> None:
     again = Familiarity.load(tmp_path / "familiar.npz")
     assert np.allclose(again.distances(FEATURES), fitted.distances(FEATURES), rtol=0.01)
     assert np.isclose(again.limit, fitted.limit)
+
+
+def test_of_many_features_the_main_directions_count() -> None:
+    wide = RNG.normal(size=(8, 2000))
+    fitted = Familiarity.fit(FEATURES @ wide, LABELS)
+    assert fitted.whitening.shape == (2000, 128)
+    more = (RNG.normal(size=(500, 8)) @ MIX + LABELS[:500, None] * 6) @ wide
+    assert (fitted.distances(more) <= fitted.limit).mean() > 0.95
+    assert (fitted.distances(more + 10 * MIX[0] @ wide) > fitted.limit).mean() > 0.95
