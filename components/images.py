@@ -11,6 +11,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 MAX_PIXELS = 89_000_000  # Pillow's own limit for a decompression bomb is a little above
 
+SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".heic",
+}  # fmt: skip
+"""What image files are called."""
+
 
 class ImageError(ValueError):
     """The bytes are no image that can be read; the message says why."""

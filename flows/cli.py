@@ -345,11 +345,13 @@ def _detector(version: str | None) -> Any:
     """The detector of a version; without one, the champion's, or the reference detector."""
     from components import tracking
     from components.params import load
-    from components.register.registry import CHAMPION, Registry
 
+    name = load().register_.model
     if version is None and not tracking.begun():
         return _reference()
-    registry = Registry(load().register_.model)
+    from components.register.registry import CHAMPION, Registry
+
+    registry = Registry(name)
     if version is None:
         champion = registry.alias(CHAMPION)
         if champion is None:

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 TRUEFRAME = str(Path(sys.executable).parent / "trueframe")
@@ -70,14 +72,15 @@ def test_use_says_what_changes_and_keeps_a_changed_file(folder: Path) -> None:
 
     done = trueframe(folder, "use", "nothing")
     assert done.returncode == 1
-    assert "art, cifake, photos, sample" in done.stderr
+    for path in (ROOT / "presets").rglob("*.yaml"):
+        assert path.relative_to(ROOT / "presets").with_suffix("").as_posix() in done.stderr
 
 
 def test_params_and_their_schema(folder: Path) -> None:
     shown = json.loads(trueframe(folder, "params").stdout)
     assert shown["train"]["models"]["cnn"]["precision"] == "auto"  # a default that the file doesn't hold
     schema = json.loads(trueframe(folder, "params", "--schema").stdout)
-    assert {"ingest", "validate", "preprocess", "train", "evaluate", "register"} == set(schema["properties"])
+    assert {"ingest", "validate", "preprocess", "train", "evaluate", "register", "tune"} == set(schema["properties"])
 
 
 @pytest.mark.parametrize("command", [["params"], ["sources"], ["run"], ["models"], ["check", "params.yaml"]])
@@ -141,8 +144,19 @@ def test_sources_is_a_table_of_the_catalogue(folder: Path) -> None:
         assert words in shown
 
 
+def test_the_reference_detector_answers_until_there_is_a_champion(folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 200, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / "picture.png")
+    done = trueframe(folder, "check", "picture.png", "--json", "out.json")
+    assert done.returncode == 0, done.stderr
+    assert "no champion yet" in done.stderr and "model_card.md" in done.stderr
+    [row] = json.loads((folder / "out.json").read_text())
+    assert row["model_version"] == "reference" and row["error"] is None
+    assert row["verdict"] == "uncertain" and "unlike" in row["warnings"][0], "noise is no picture"
+
+
 def test_nothing_registered_yet_is_one_line(folder: Path) -> None:
-    for command in (["models"], ["rollback"], ["serve"], ["check", "params.yaml"]):
+    for command in (["models"], ["rollback"], ["serve"], ["check", "params.yaml", "--version", "1"]):
         done = trueframe(folder, *command)
         assert done.returncode == 1, command
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from components import images, parallel, shards, stage
-from components.ingest import catalogue, readers
+from components.ingest import catalogue
 from components.ingest.source import Item, Part, Place
 from components.params import Ingest, Source
 from components.stage import StageError
@@ -98,7 +98,7 @@ def ingest(name: str, source: Source, settings: Ingest, data: Path, receipts: Pa
             raise StageError(
                 f"{where}: none of its images can be read; {rejected} holds them with the reasons"
                 if rejected.exists()
-                else f"{where}: no images in it ({', '.join(sorted(readers.SUFFIXES))})"
+                else f"{where}: no images in it ({', '.join(sorted(images.SUFFIXES))})"
             )
         covered = place.covered | batch.covered
         stored_ = sorted(p.name for p in folder.glob("*.parquet"))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from components import images
 from components.ingest import files, readers, rows
 from components.ingest.source import Item, Part, Place
 from components.stage import StageError
@@ -44,7 +45,7 @@ def parts(place: Place) -> Iterator[Part]:
     found = {file.path: file for file in repository.files(commit)}
     tables = [path for path in found if any(fnmatch.fnmatch(path, pattern) for pattern in place.entry.files)]
     archives = [] if tables else [path for path in found if readers.is_archive(Path(path))]
-    images = [] if tables else [path for path in found if PurePosixPath(path).suffix.lower() in readers.SUFFIXES]
+    images = [] if tables else [path for path in found if PurePosixPath(path).suffix.lower() in images.SUFFIXES]
     if not (tables or archives or images):
         raise StageError(
             f"{place.where}: no Parquet file, archive or image in it ({', '.join(place.entry.files)}); see "

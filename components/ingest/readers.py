@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from components import images
 from components.stage import StageError
 
-SUFFIXES = {
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".heic",
-}  # fmt: skip
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 
 
@@ -140,7 +138,7 @@ def wanted(name: str) -> bool:
     """Whether a path is that of an image file: by its suffix, hidden files and what macOS adds left out."""
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") for part in path.parts[:-1]) or path.name.startswith("._")
-    return path.suffix.lower() in SUFFIXES and "__MACOSX" not in path.parts and not hidden
+    return path.suffix.lower() in images.SUFFIXES and "__MACOSX" not in path.parts and not hidden
 
 
 def _damaged(path: Path, error: Exception) -> StageError:

@@ -23,6 +23,7 @@ import botocore.exceptions as aws
 import urllib3
 from botocore.config import Config
 
+from components import images
 from components.ingest import files, readers, rows
 from components.ingest.source import Item, Part, Place
 from components.stage import StageError
@@ -178,7 +179,7 @@ def _listed(client: Any, where: str) -> list[_Object]:
     if not readable:
         others = f"only {len(found):,} objects of other kinds" if found else "nothing"
         raise StageError(
-            f"{where}: {others} under this name; wanted are images ({', '.join(sorted(readers.SUFFIXES))}), archives "
+            f"{where}: {others} under this name; wanted are images ({', '.join(sorted(images.SUFFIXES))}), archives "
             f"({', '.join(readers.ARCHIVES)}) and .parquet. Check the bucket and the prefix"
         )
     return sorted(readable, key=lambda o: o.key)

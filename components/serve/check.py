@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from components import parallel, stage
-from components.ingest.readers import SUFFIXES
+from components import images, parallel, stage
 from components.serve.detector import FIELDS, Detector
 from components.stage import StageError
 
@@ -24,7 +23,7 @@ def find(paths: list[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
         elif path.exists():
             found.append(path)
         else:

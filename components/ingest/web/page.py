@@ -7,7 +7,7 @@ from urllib.parse import urldefrag, urljoin
 
 from bs4 import BeautifulSoup, ParserRejectedMarkup, Tag, XMLParsedAsHTMLWarning
 
-from components.ingest import readers
+from components import images
 
 warnings.filterwarnings("ignore", category=XMLParsedAsHTMLWarning)  # XHTML is read as HTML on purpose
 
@@ -40,7 +40,7 @@ def _image(tag: Tag) -> str:
     """What a tag shows or links to, if that is an image."""
     if tag.name == "meta" and _attribute(tag, "property") == "og:image":
         return _attribute(tag, "content")
-    if tag.name == "a" and _suffix(_attribute(tag, "href")) in readers.SUFFIXES:
+    if tag.name == "a" and _suffix(_attribute(tag, "href")) in images.SUFFIXES:
         return _attribute(tag, "href")
     if tag.name in ("picture", "img"):
         forms = [tag, *tag.find_all(["source", "img"], recursive=False)]
