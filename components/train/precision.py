@@ -78,11 +78,14 @@ def in_float32(network: Any) -> Any:
 
     if keras.config.dtype_policy().name == "float32":
         return network
-    copy = keras.models.clone_model(
-        network,
-        clone_function=lambda layer: type(layer).from_config({**layer.get_config(), "dtype": "float32"}),
-        recursive=True,
-    )
+
+    def widened(layer: Any) -> Any:
+        config = layer.get_config()
+        if isinstance(layer, keras.Layer):  # and no bare operation, which takes what it gets
+            config["dtype"] = "float32"
+        return type(layer).from_config(config)
+
+    copy = keras.models.clone_model(network, clone_function=widened, recursive=True)
     copy.set_weights(network.get_weights())
     return copy
 

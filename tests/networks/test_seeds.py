@@ -58,3 +58,22 @@ def test_vgg16_sees_what_its_weights_were_trained_on() -> None:
     prepared = keras.Model(network.input, network.get_layer("block1_conv1").input)
     wanted = keras.applications.vgg16.preprocess_input(pixels.copy())
     np.testing.assert_allclose(keras.ops.convert_to_numpy(prepared(pixels)), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "side"), [("vgg16", 32), ("seed-cnn64", 24)])
+def test_mixed_precision_leaves_no_trace(name: str, side: int) -> None:
+    keras = networks.load_keras()
+    from components.train.precision import in_float32
+
+    options = {"dense": 8, **({"weights": "none"} if name == "vgg16" else {"width": 4})}
+    pixels = np.random.default_rng(0).integers(0, 256, (2, side, side, 3)).astype(np.float32)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        mixed = networks.build(name, side, options)
+        full = in_float32(mixed)
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert {layer.compute_dtype for layer in full.layers if layer.weights} == {"float32"}
+    # bfloat16 keeps eight bits of each product.
+    np.testing.assert_allclose(full(pixels), mixed(pixels), rtol=0.1, atol=0.05)
