@@ -74,6 +74,8 @@ def test_use_says_what_changes_and_keeps_a_changed_file(folder: Path) -> None:
     assert done.returncode == 1
     for path in (ROOT / "presets").rglob("*.yaml"):
         assert path.relative_to(ROOT / "presets").with_suffix("").as_posix() in done.stderr
+    assert trueframe(folder, "use", "seeds/art-cnn150").returncode == 0
+    assert (folder / "params.yaml").read_text() == (folder / "presets/seeds/art-cnn150.yaml").read_text()
 
 
 def test_params_and_their_schema(folder: Path) -> None:

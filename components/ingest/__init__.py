@@ -84,8 +84,9 @@ def ingest(name: str, source: Source, settings: Ingest, data: Path, receipts: Pa
         receipt = _Receipt.read(receipts / f"{name}.json")
         if receipt.is_current(seen, folder):
             return Outcome(unchanged=True)
-        if source.from_ is None and receipt.seen is None and where != "sample:" and shards.exist(folder):
-            return Outcome(unchanged=True)  # a clone has the images, though not the receipts
+        # Brought in by hand, from an archive of one's own, or a clone, which has the images and not the receipts.
+        if source.from_ is None and receipt.where != where and where != "sample:" and shards.exist(folder):
+            return Outcome(unchanged=True)
         # What was covered by other rules may be wanted by these.
         rules = _digest(entry, source.model_copy(update={"max_images": None, "per_generator": None}))
         if receipt.is_whole(folder) and receipt.rules == rules:
@@ -102,7 +103,7 @@ def ingest(name: str, source: Source, settings: Ingest, data: Path, receipts: Pa
             )
         covered = place.covered | batch.covered
         stored_ = sorted(p.name for p in folder.glob("*.parquet"))
-        _Receipt(seen, rules, stored_, covered).write(receipts / f"{name}.json")
+        _Receipt(where, seen, rules, stored_, covered).write(receipts / f"{name}.json")
         shutil.rmtree(place.downloads, ignore_errors=True)
     return outcome
 
@@ -176,6 +177,7 @@ def _only_one(name: str, incoming: Path) -> Iterator[None]:
 class _Receipt:
     """What was read, so that it needn't be read again."""
 
+    where: str | None = None
     seen: str | None = None
     rules: str = ""
     shards: list[str] = field(default_factory=list)
@@ -185,7 +187,7 @@ class _Receipt:
     def read(cls, path: Path) -> "_Receipt":
         try:
             known = json.loads(path.read_text())
-            return cls(known["seen"], known["rules"], known["shards"], frozenset(known["covered"]))
+            return cls(known["where"], known["seen"], known["rules"], known["shards"], frozenset(known["covered"]))
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return cls()
 
