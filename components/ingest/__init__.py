@@ -80,12 +80,12 @@ def ingest(name: str, source: Source, settings: Ingest, data: Path, receipts: Pa
     with _only_one(name, incoming):
         place = Place(name, where, entry, source, settings, incoming / "downloads")
         kind = _kind(where)
-        seen = _digest(entry, source, kind.seen(place))  # reading it again brings nothing new until this changes
         receipt = _Receipt.read(receipts / f"{name}.json")
-        if receipt.is_current(seen, folder):
-            return Outcome(unchanged=True)
         # Brought in by hand, from an archive of one's own, or a clone, which has the images and not the receipts.
         if source.from_ is None and receipt.where != where and where != "sample:" and shards.exist(folder):
+            return Outcome(unchanged=True)
+        seen = _digest(entry, source, kind.seen(place))  # reading it again brings nothing new until this changes
+        if receipt.is_current(seen, folder):
             return Outcome(unchanged=True)
         # What was covered by other rules may be wanted by these.
         rules = _digest(entry, source.model_copy(update={"max_images": None, "per_generator": None}))

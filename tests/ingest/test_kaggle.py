@@ -255,6 +255,15 @@ def test_without_a_connection_the_way_by_hand_is_named(run: Run) -> None:
     assert "no connection to Kaggle; what was downloaded is kept. Run the same command again" in message
 
 
+def test_images_brought_in_by_hand_need_no_connection(tmp_path: Path, kaggle: Kaggle, run: Run, archive: bytes) -> None:
+    (tmp_path / "art.zip").write_bytes(archive)
+    assert run("art", "--from", str(tmp_path / "art.zip")).returncode == 0
+    before = sorted(path.name for path in (tmp_path / "data/art").iterdir())
+    done = run("art", https_proxy="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "data/art").iterdir()) == before
+
+
 def test_a_download_that_broke_off_goes_on(tmp_path: Path, kaggle: Kaggle, run: Run, archive: bytes) -> None:
     kaggle.archives[ART, 1], kaggle.cut = archive, [3 * 2**19]
     assert "the connection to Kaggle broke off; what was downloaded is kept" in the_error(run("art"))
