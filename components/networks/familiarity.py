@@ -1,6 +1,6 @@
 """Whether an image is like those that a detector was judged on, by the features that its decision rests on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from components import stage
 
-_QUANTILE = 0.995
+_QUANTILE = 0.9975  # of each of two distances
 _AT_MOST = 20_000
 _WIDE = 1024  # features; of more, only the directions in which images differ most are looked at
 _DIRECTIONS = 128
@@ -16,22 +16,27 @@ _DIRECTIONS = 128
 
 @dataclass(frozen=True)
 class Familiarity:
-    """Mahalanobis distance to the nearer of the two classes, in the space of pooled features (Lee et al. 2018).
+    """Distance to the nearer of the two classes, in the space of pooled features: Mahalanobis (Lee et al. 2018).
+
+    Of many features, the covariance of all would need more images than there are. Then only the directions in which
+    images differ most are taken, and what lies outside of them counts by its size.
 
     Attributes:
         means: float32, shape (2, d), of `real` and of `ai`.
-        whitening: float32, shape (d, k): after it, features have unit variance within the classes; k is d, or 128
-            where d is above 1,024.
-        limit: distance that 99.5 % of the images it was fitted on stay below.
+        directions: float32, shape (d, k): orthonormal; k is d, or 128 where d is above 1,024.
+        spread: float32, shape (k,): standard deviation in each direction, within the classes.
+        limits: float32, shape (2,): the distance in these directions, and outside of them, that 99.75 % of the images
+            stay below on which it was fitted.
     """
 
     means: np.ndarray
-    whitening: np.ndarray
-    limit: float
+    directions: np.ndarray
+    spread: np.ndarray
+    limits: np.ndarray
 
     @classmethod
     def fit(cls, features: np.ndarray, labels: np.ndarray, seed: int = 7) -> Self:
-        """Fit means and covariance on half of the images, and the limit on the other half.
+        """Fit means and covariance on half of the images, and the limits on the other half.
 
         Args:
             features: float, shape (n, d).
@@ -40,8 +45,9 @@ class Familiarity:
         from sklearn.covariance import LedoitWolf
         from sklearn.decomposition import PCA
 
+        everywhere = np.full(2, np.inf, np.float32)
         if not features.shape[1]:  # a network without pooled features: all is familiar
-            return cls(np.zeros((2, 0), np.float32), np.zeros((0, 0), np.float32), 0.0)
+            return cls(np.zeros((2, 0), np.float32), np.zeros((0, 0), np.float32), np.zeros(0, np.float32), everywhere)
         order = np.random.default_rng(seed).permutation(len(features))[:_AT_MOST]
         features, labels = features[order].astype(np.float64), labels[order]
         half = np.zeros(len(features), bool)
@@ -49,29 +55,42 @@ class Familiarity:
             half[np.flatnonzero(labels == label)[::2]] = True
         means = np.stack([features[half & (labels == label)].mean(0) for label in (False, True)])
         within = features[half] - means[labels[half].astype(int)]
-        if features.shape[1] > _WIDE:  # a covariance of all would need more images than there are
+        if features.shape[1] > _WIDE:
             kept = PCA(min(_DIRECTIONS, len(within) // 4), svd_solver="randomized", random_state=seed).fit(within)
-            values, vectors = kept.explained_variance_, kept.components_.T
+            variances, directions = kept.explained_variance_, kept.components_.T
         else:
-            values, vectors = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(within).covariance_)
+            variances, directions = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(within).covariance_)
         # A direction in which nothing varies says nothing but rounding.
-        whitening = vectors / np.sqrt(np.maximum(values, max(1e-12, 1e-6 * values.max())))
+        spread = np.sqrt(np.maximum(variances, max(1e-12, 1e-6 * variances.max())))
+        single = np.float32
+        fitted = cls(means.astype(single), directions.astype(single), spread.astype(single), everywhere)
         rest = features if half.all() else features[~half]
-        distances = cls(means.astype(np.float32), whitening.astype(np.float32), 0.0).distances(rest)
-        return cls(means.astype(np.float32), whitening.astype(np.float32), float(np.quantile(distances, _QUANTILE)))
+        limits = np.quantile(fitted._distances(rest), _QUANTILE, axis=0)
+        return replace(fitted, limits=np.maximum(limits, 1e-6).astype(np.float32))
 
     def distances(self, features: np.ndarray) -> np.ndarray:
-        """Of features of shape (n, d), float32 of shape (n,)."""
-        apart = (features[:, None, :].astype(np.float32) - self.means[None]) @ self.whitening
-        return np.asarray(np.sqrt((apart**2).sum(-1).min(1)), np.float32)
+        """Of features of shape (n, d), as multiples of what is familiar: float32, shape (n,); above 1 is not."""
+        return np.asarray((self._distances(features) / self.limits).max(1), np.float32)
+
+    def _distances(self, features: np.ndarray) -> np.ndarray:
+        """In the directions, and outside of them: shape (n, 2)."""
+        apart = features[:, None, :].astype(np.float32) - self.means[None]
+        along = apart @ self.directions
+        outside = (apart**2).sum(-1) - (along**2).sum(-1) if self.directions.shape[1] < self.directions.shape[0] else 0
+        inside = ((along / self.spread) ** 2).sum(-1)
+        both = np.stack([inside, np.broadcast_to(np.maximum(outside, 0), inside.shape)], axis=-1)
+        return np.asarray(np.sqrt(both.min(1)))
 
     def save(self, path: Path) -> None:
         """Write an `.npz` file."""
-        whitening = self.whitening.astype(np.float16)
         stage.replace(
             path,
             lambda partial: np.savez_compressed(
-                partial, means=self.means, whitening=whitening, limit=np.float32(self.limit)
+                partial,
+                means=self.means,
+                directions=self.directions.astype(np.float16),
+                spread=self.spread,
+                limits=self.limits,
             ),
         )
 
@@ -79,4 +98,4 @@ class Familiarity:
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote."""
         with np.load(path) as arrays:
-            return cls(arrays["means"], arrays["whitening"].astype(np.float32), float(arrays["limit"]))
+            return cls(*(arrays[name].astype(np.float32) for name in ("means", "directions", "spread", "limits")))

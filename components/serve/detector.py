@@ -139,7 +139,7 @@ class Detector:
             reasons.append(f"{size}: this detector was judged on pictures of {self._min_side}{upper} px")
         if one.quality is not None and one.quality < _COARSE:
             reasons.append(f"JPEG quality {one.quality:.0f} is too low to judge")
-        if distance > self._familiar.limit:
+        if distance > 1:
             reasons.append("unlike the pictures that this detector was judged on")
         return reasons
 

@@ -15,18 +15,18 @@ FEATURES = RNG.normal(size=(2000, 8)) @ MIX + LABELS[:, None] * 6
 def test_new_images_of_the_same_kind_are_familiar() -> None:
     fitted = Familiarity.fit(FEATURES, LABELS)
     more = RNG.normal(size=(2000, 8)) @ MIX + LABELS[:, None] * 6
-    assert 0.97 < (fitted.distances(more) <= fitted.limit).mean() <= 1
+    assert 0.97 < (fitted.distances(more) <= 1).mean() <= 1
 
 
 def test_images_of_another_kind_are_not() -> None:
     fitted = Familiarity.fit(FEATURES, LABELS)
     shifted = FEATURES + 10 * MIX[0]  # along a direction in which the classes don't differ
-    assert (fitted.distances(shifted) > fitted.limit).mean() > 0.95
+    assert (fitted.distances(shifted) > 1).mean() > 0.95
 
 
 def test_between_the_classes_is_not_near_either() -> None:
     fitted = Familiarity.fit(FEATURES * [1, 0, 0, 0, 0, 0, 0, 0] + LABELS[:, None] * 100, LABELS)
-    assert fitted.distances(np.full((1, 8), 50.0))[0] > fitted.limit
+    assert fitted.distances(np.full((1, 8), 50.0))[0] > 1
 
 
 def test_it_survives_a_file(tmp_path: Path) -> None:
@@ -34,13 +34,22 @@ def test_it_survives_a_file(tmp_path: Path) -> None:
     fitted.save(tmp_path / "familiar.npz")
     again = Familiarity.load(tmp_path / "familiar.npz")
     assert np.allclose(again.distances(FEATURES), fitted.distances(FEATURES), rtol=0.01)
-    assert np.isclose(again.limit, fitted.limit)
+    assert np.allclose(again.limits, fitted.limits)
 
 
 def test_of_many_features_the_main_directions_count() -> None:
     wide = RNG.normal(size=(8, 2000))
     fitted = Familiarity.fit(FEATURES @ wide, LABELS)
-    assert fitted.whitening.shape == (2000, 128)
+    assert fitted.directions.shape == (2000, 128)
     more = (RNG.normal(size=(500, 8)) @ MIX + LABELS[:500, None] * 6) @ wide
-    assert (fitted.distances(more) <= fitted.limit).mean() > 0.95
-    assert (fitted.distances(more + 10 * MIX[0] @ wide) > fitted.limit).mean() > 0.95
+    assert (fitted.distances(more) <= 1).mean() > 0.95
+    assert (fitted.distances(more + 10 * MIX[0] @ wide) > 1).mean() > 0.95
+
+
+def test_of_many_features_what_lies_outside_of_the_main_directions_counts_too() -> None:
+    wide = RNG.normal(size=(8, 2000))
+    noise = RNG.normal(size=(2500, 2000))
+    fitted = Familiarity.fit(FEATURES @ wide + noise[:2000], LABELS)
+    more = FEATURES[:500] @ wide + noise[2000:]
+    assert (fitted.distances(more) <= 1).mean() > 0.95
+    assert (fitted.distances(more + RNG.normal(size=(500, 2000))) > 1).mean() > 0.95
