@@ -12,6 +12,7 @@ _QUANTILE = 0.9975  # of each of two distances
 _AT_MOST = 20_000
 _WIDE = 1024  # features; of more, only the directions in which images differ most are looked at
 _DIRECTIONS = 128
+_FIELDS = ("scale", "means", "directions", "spread", "limits")
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,15 @@ class Familiarity:
     images differ most are taken, and what lies outside of them counts by its size.
 
     Attributes:
-        means: float32, shape (2, d), of `real` and of `ai`.
+        scale: float32, shape (d,): by which features are divided first, so that all vary alike within the classes.
+        means: float32, shape (2, d), of `real` and of `ai`, after that.
         directions: float32, shape (d, k): orthonormal; k is d, or 128 where d is above 1,024.
         spread: float32, shape (k,): standard deviation in each direction, within the classes.
         limits: float32, shape (2,): the distance in these directions, and outside of them, that 99.75 % of the images
             stay below on which it was fitted.
     """
 
+    scale: np.ndarray
     means: np.ndarray
     directions: np.ndarray
     spread: np.ndarray
@@ -47,7 +50,8 @@ class Familiarity:
 
         everywhere = np.full(2, np.inf, np.float32)
         if not features.shape[1]:  # a network without pooled features: all is familiar
-            return cls(np.zeros((2, 0), np.float32), np.zeros((0, 0), np.float32), np.zeros(0, np.float32), everywhere)
+            none = np.zeros(0, np.float32)
+            return cls(none, np.zeros((2, 0), np.float32), np.zeros((0, 0), np.float32), none, everywhere)
         order = np.random.default_rng(seed).permutation(len(features))[:_AT_MOST]
         features, labels = features[order].astype(np.float64), labels[order]
         half = np.zeros(len(features), bool)
@@ -55,6 +59,8 @@ class Familiarity:
             half[np.flatnonzero(labels == label)[::2]] = True
         means = np.stack([features[half & (labels == label)].mean(0) for label in (False, True)])
         within = features[half] - means[labels[half].astype(int)]
+        scale = np.sqrt((within**2).mean(0)) + 1e-3 * np.sqrt((within**2).mean()) + 1e-12
+        means, within = means / scale, within / scale
         if features.shape[1] > _WIDE:
             kept = PCA(min(_DIRECTIONS, len(within) // 4), svd_solver="randomized", random_state=seed).fit(within)
             variances, directions = kept.explained_variance_, kept.components_.T
@@ -63,7 +69,9 @@ class Familiarity:
         # A direction in which nothing varies says nothing but rounding.
         spread = np.sqrt(np.maximum(variances, max(1e-12, 1e-6 * variances.max())))
         single = np.float32
-        fitted = cls(means.astype(single), directions.astype(single), spread.astype(single), everywhere)
+        fitted = cls(
+            scale.astype(single), means.astype(single), directions.astype(single), spread.astype(single), everywhere
+        )
         rest = features if half.all() else features[~half]
         limits = np.quantile(fitted._distances(rest), _QUANTILE, axis=0)
         return replace(fitted, limits=np.maximum(limits, 1e-6).astype(np.float32))
@@ -74,7 +82,7 @@ class Familiarity:
 
     def _distances(self, features: np.ndarray) -> np.ndarray:
         """In the directions, and outside of them: shape (n, 2)."""
-        apart = features[:, None, :].astype(np.float32) - self.means[None]
+        apart = (features.astype(np.float32) / self.scale)[:, None, :] - self.means[None]
         along = apart @ self.directions
         outside = (apart**2).sum(-1) - (along**2).sum(-1) if self.directions.shape[1] < self.directions.shape[0] else 0
         inside = ((along / self.spread) ** 2).sum(-1)
@@ -87,6 +95,7 @@ class Familiarity:
             path,
             lambda partial: np.savez_compressed(
                 partial,
+                scale=self.scale,
                 means=self.means,
                 directions=self.directions.astype(np.float16),
                 spread=self.spread,
@@ -98,4 +107,4 @@ class Familiarity:
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote."""
         with np.load(path) as arrays:
-            return cls(*(arrays[name].astype(np.float32) for name in ("means", "directions", "spread", "limits")))
+            return cls(*(arrays[name].astype(np.float32) for name in _FIELDS))

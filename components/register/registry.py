@@ -65,10 +65,7 @@ class Registry:
         Raises:
             StageError: there is no such version.
         """
-        versions = {v.number: v for v in self.versions()}
-        if number not in versions:
-            known = ", ".join(sorted(versions, key=int)) or "none yet"
-            raise StageError(f"{self.name} has no version {number}; versions: {known}")
+        version = self._check(number)
         before = self._aliases().get(CHAMPION)
         history = self._history()
         if before is not None and (not history or history[-1] != before):
@@ -77,7 +74,7 @@ class Registry:
             history.append(number)
         self._remember(history)
         self.client.set_registered_model_alias(self.name, CHAMPION, number)
-        if CHALLENGER in versions[number].aliases:
+        if CHALLENGER in version.aliases:
             self.client.delete_registered_model_alias(self.name, CHALLENGER)
 
     def challenge(self, number: str) -> None:
@@ -107,10 +104,11 @@ class Registry:
         """The detector of a version (see `components.serve.detector.Detector`).
 
         Raises:
-            StageError: its files are gone or damaged.
+            StageError: there is no such version, or its files are gone or damaged.
         """
         from components import networks
 
+        self._check(number)
         networks.load_keras()
         try:
             model = self.mlflow.pyfunc.load_model(f"models:/{self.name}/{number}")
@@ -120,6 +118,13 @@ class Registry:
                 f"{self.name} version {number} can't be loaded ({str(error).splitlines()[0]}); "
                 "its artifacts are gone or damaged. `trueframe rollback` goes to the champion before"
             ) from None
+
+    def _check(self, number: str) -> Version:
+        versions = {v.number: v for v in self.versions()}
+        if number not in versions:
+            known = ", ".join(sorted(versions, key=int)) or "none yet; `trueframe run` trains one"
+            raise StageError(f"{self.name} has no version {number}; versions: {known}")
+        return versions[number]
 
     def _aliases(self) -> dict[str, str]:
         model = self._registered()

@@ -74,8 +74,9 @@ def test_the_version_names_its_exact_origin(project: Project) -> None:
     code = (
         "import json; from components.register.registry import Registry\n"
         "r = Registry('trueframe'); v = r.alias('champion')\n"
-        "run = r.mlflow.get_run(v.run_id)\n"
+        "[run] = r.mlflow.search_runs(filter_string=\"tags.stage = 'train'\", max_results=1, output_format='list')\n"
         "print(json.dumps({'tags': v.tags, 'params': run.data.params, 'metrics': run.data.metrics,"
+        " 'judged': 'test_balanced_accuracy' in r.mlflow.get_run(v.run_id).data.metrics,"
         " 'datasets': [d.dataset.digest for d in run.inputs.dataset_inputs]}))"
     )
     found = json.loads(project.ok("python", "-c", code).strip().splitlines()[-1])
@@ -86,6 +87,7 @@ def test_the_version_names_its_exact_origin(project: Project) -> None:
     assert found["params"]["epochs"] == "2"
     assert "test_balanced_accuracy" in found["metrics"] and "val_loss" in found["metrics"]
     assert found["datasets"]
+    assert found["judged"], "the version's own run, of a model or of an ensemble, holds its scores"
 
 
 def test_the_flow_publishes_what_came_out(project: Project) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from components import images, networks
+from components.networks.familiarity import Familiarity
 from components.networks.inference import Scorer
 from components.params import Register
 from components.register import Inputs, _packages, gate, register
@@ -38,6 +39,12 @@ def inputs(tmp_path: Path) -> Inputs:
     return Inputs(tmp_path / "models", tmp_path / "evaluation", tmp_path / "index.parquet", tmp_path / "data")
 
 
+def familiar(features: int) -> Familiarity:
+    """To which all images are."""
+    one = np.ones(features)
+    return Familiarity(one, np.zeros((2, features)), np.eye(features), one, np.full(2, np.inf))
+
+
 def candidate(inputs: Inputs, name: str, accuracy: float, seed: int) -> None:
     """A network with test predictions of which a given share is right."""
     import keras
@@ -49,8 +56,10 @@ def candidate(inputs: Inputs, name: str, accuracy: float, seed: int) -> None:
     (inputs.evaluations / name / "run.json").write_text(json.dumps({"run_id": "0" * 32}))
     card = f"# {name}\n\nA detector, right in {accuracy:.0%}.\n\n## Use and limits\n\nNone.\n"
     (inputs.evaluations / name / "model_card.md").write_text(card)
-    decision = {"temperature": 1.0, "threshold": 0.5, "low": 0.5, "high": 0.5, "view": "16"}
+    scope = {"min_side": 16, "max_side": None}
+    decision = {"temperature": 1.0, "threshold": 0.5, "low": 0.5, "high": 0.5, "view": "16", "scope": scope}
     (inputs.evaluations / name / "decision.json").write_text(json.dumps(decision))
+    familiar(4).save(inputs.evaluations / name / "familiar.npz")
     labels = np.arange(200) % 2 == 0
     right = np.arange(200) < round(200 * accuracy)
     rows = pd.DataFrame(
@@ -152,6 +161,7 @@ def test_an_ensemble_is_one_version_with_all_its_members(inputs: Inputs) -> None
     del decision["view"]
     members = [{"name": "a", "view": "16", "temperature": 2.0}, {"name": "b", "view": "crop-16", "temperature": 0.5}]
     (inputs.evaluations / "both" / "decision.json").write_text(json.dumps({**decision, "members": members}))
+    familiar(8).save(inputs.evaluations / "both" / "familiar.npz")
     result = run(inputs, "a", "b", "both", model="together")
     assert (result["candidate"], result["version"]) == ("both", "1")
 

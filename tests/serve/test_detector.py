@@ -19,7 +19,7 @@ from components.serve.detector import FIELDS, Detector
 from components.serve.reference import FILES, Reference, keep
 from components.stage import StageError
 
-ANY = Familiarity(np.zeros((2, 16)), np.eye(16), np.ones(16), np.full(2, np.inf))
+ANY = Familiarity(np.ones(16), np.zeros((2, 16)), np.eye(16), np.ones(16), np.full(2, np.inf))
 """To which all images are familiar, by the features of a tiny `cnn`."""
 
 
