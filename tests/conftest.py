@@ -4,7 +4,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,18 @@ from components.ingest import ingest
 from components.params import Ingest, Source
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def in_float32() -> Iterator[None]:
+    """A training sets the number format of its process; the next test's process is the same."""
+    yield
+    if "tensorflow" in sys.modules:
+        import keras
+        import tensorflow as tf
+
+        tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": False})
+        keras.mixed_precision.set_global_policy("float32")
 
 
 def make_picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:

@@ -45,8 +45,8 @@ def parts(place: Place) -> Iterator[Part]:
     found = {file.path: file for file in repository.files(commit)}
     tables = [path for path in found if any(fnmatch.fnmatch(path, pattern) for pattern in place.entry.files)]
     archives = [] if tables else [path for path in found if readers.is_archive(Path(path))]
-    images = [] if tables else [path for path in found if PurePosixPath(path).suffix.lower() in images.SUFFIXES]
-    if not (tables or archives or images):
+    pictures = [] if tables else [path for path in found if PurePosixPath(path).suffix.lower() in images.SUFFIXES]
+    if not (tables or archives or pictures):
         raise StageError(
             f"{place.where}: no Parquet file, archive or image in it ({', '.join(place.entry.files)}); see "
             f"{repository.page}"
@@ -73,9 +73,9 @@ def parts(place: Place) -> Iterator[Part]:
                 path,
                 lambda local, path=path: files.items(local, place.entry, place.max_bytes, f"{path}/"),  # type: ignore[misc]
             )
-    covered = tuple(covers(path) for path in sorted(images))
+    covered = tuple(covers(path) for path in sorted(pictures))
     if not place.covered.issuperset(covered):
-        yield Part("\n".join(covered), lambda: repository.loose(images, commit), covered)
+        yield Part("\n".join(covered), lambda: repository.loose(pictures, commit), covered)
 
 
 def _mixed(path: str) -> str:
@@ -123,11 +123,11 @@ class _Repository:
                 )
             )
 
-    def loose(self, images: list[str], commit: str) -> Iterator[Item]:
+    def loose(self, pictures: list[str], commit: str) -> Iterator[Item]:
         """The images that lie in the repository as they are; what is here of them isn't fetched again."""
         from huggingface_hub import snapshot_download
 
-        wanted = {f"*{PurePosixPath(path).suffix}" for path in images}
+        wanted = {f"*{PurePosixPath(path).suffix}" for path in pictures}
         if self.place.entry.table:
             wanted.add(f"*{self.place.entry.table.file}")
         with self._explained():

@@ -24,7 +24,7 @@ def read(data: bytes, url: str) -> tuple[list[str], str | None]:
     base = _address(url, _attribute(soup.select_one("base[href]"), "href")) or url
     terms = soup.select_one('a[rel~="license" i], link[rel~="license" i]')
     licence = _address(base, _attribute(terms, "href")) or (terms and terms.get_text(" ", strip=True)) or None
-    images: dict[str, None] = {}
+    shown: dict[str, None] = {}
     inside: set[int] = set()  # tags in one that stands for an image: what they show is the same again, but smaller
     for tag in soup.select("*"):
         image = _address(base, _image(tag))
@@ -32,8 +32,8 @@ def read(data: bytes, url: str) -> tuple[list[str], str | None]:
             inside.add(id(tag))
         elif image and _suffix(image) != ".svg":
             inside.add(id(tag))
-            images[image] = None
-    return list(images), licence
+            shown[image] = None
+    return list(shown), licence
 
 
 def _image(tag: Tag) -> str:
