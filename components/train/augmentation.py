@@ -7,6 +7,7 @@ random follows from a layer's seed generator.
 """
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import keras
@@ -195,8 +196,9 @@ class _Degrade(_Random):
         some = order[: _count(self.share, pixels)]
         return _put(pixels, some, _whole(self._degraded(ops.take(pixels, some, axis=0))))
 
+    @abstractmethod
     def _degraded(self, pixels: Any) -> Any:
-        raise NotImplementedError
+        """Some images after it."""
 
 
 class Colour(_Degrade):
