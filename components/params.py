@@ -163,7 +163,9 @@ class Model(Section):
     batch_size: int = Field(64, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     freeze: list[Unfreeze] = Field([], description="phases one after the other, in place of epochs and learning_rate")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with Nesterov momentum of 0.9")
+    optimizer: Literal["adamw", "sgd", "muon"] = Field(
+        "adamw", description="sgd: with Nesterov momentum of 0.9; muon: for convolutions, AdamW for the rest"
+    )
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate, after the warm-up")
     weight_decay: float = Field(1e-4, ge=0)
     warmup: Share = Field(0.05, description="share of all steps")

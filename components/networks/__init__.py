@@ -20,6 +20,7 @@ _MODULES = {
     "foundation": "foundation",
     "mobilenet": "mobilenet",
     "residual": "residual",
+    "resnet9": "resnet9",
     "seed-cnn32": "seeds",
     "seed-cnn64": "seeds",
     "seed-cnn150": "seeds",

@@ -42,7 +42,7 @@ def residual(side: int, size: str = "s", dropout: float = 0.2, stochastic_depth:
         raise StageError(f"residual wants a view of at least {_SMALLEST} px, not {side}")
     stages = _SIZES[size]
     inputs = keras.Input((side, side, 3))
-    x = _conv(_with_high_pass(inputs), stages[0][0])
+    x = _conv(with_high_pass(inputs), stages[0][0])
     total = sum(blocks for _, blocks in stages)
     done = 0
     for stage, (width, blocks) in enumerate(stages):
@@ -54,7 +54,7 @@ def residual(side: int, size: str = "s", dropout: float = 0.2, stochastic_depth:
     return keras.Model(inputs, layers.Dense(1, dtype="float32", name="logit")(x), name="residual")
 
 
-def _with_high_pass(pixels: Any) -> Any:
+def with_high_pass(pixels: Any) -> Any:
     """RGB in -1 to 1, and each channel less its 3 × 3 mean in units of 16 grey levels.
 
     NPR subtracts x enlarged again from a 2 × 2 subsampling; a sliding mean gives the same whatever the position of a

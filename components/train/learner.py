@@ -11,6 +11,7 @@ from keras import ops
 
 from components.params import Model, Unfreeze
 from components.train.augmentation import augmented
+from components.train.muon import Muon
 
 _SETTLING_BATCHES = 50
 
@@ -51,6 +52,8 @@ def compiled(network: Any, model: Model, batch: int, steps: int, phase: Unfreeze
     }
     if model.optimizer == "sgd":
         optimizer = keras.optimizers.SGD(momentum=0.9, nesterov=True, **common)
+    elif model.optimizer == "muon":
+        optimizer = Muon(**common)
     else:
         optimizer = keras.optimizers.AdamW(**common)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])

@@ -17,6 +17,7 @@ TINY: dict[str, tuple[int, dict[str, Any]]] = {
     "foundation": (16, {"encoder": "cnn", "encoder_options": {"width": 4}}),
     "mobilenet": (32, {"alpha": 0.35, "weights": "none"}),
     "residual": (16, {"size": "xs"}),
+    "resnet9": (17, {"stem": 4, "width": 4}),
     "seed-cnn32": (16, {}),
     "seed-cnn64": (24, {"width": 4, "dense": 8}),
     "seed-cnn150": (48, {}),

@@ -140,8 +140,9 @@ PHASES = [
         {"augment": EVERYTHING, "average": 0.9, "epochs": 2},
         {"freeze": PHASES, "optimizer": "sgd", "average": 0.8},
         {"network": "foundation", "options": ENCODER, "average": 0.8},
+        {"optimizer": "muon", "average": 0.8},
     ],
-    ids=["augmented and averaged", "in phases", "on features"],
+    ids=["augmented and averaged", "in phases", "on features", "with Muon"],
 )
 def test_a_training_that_was_ended_goes_on_as_if_it_had_not_been(
     arrays: tuple[Path, Path], tmp_path: Path, changes: dict[str, object]
