@@ -177,7 +177,7 @@ def tune(
 
 @app.command()
 def generalise(
-    model: Annotated[str, typer.Option(help="a key of train.models")],
+    model: Annotated[str, typer.Argument(help="a key of train.models")],
     by: Annotated[Literal["generator", "source"], typer.Option(help="what is left out, one after the other")] = (
         "generator"
     ),

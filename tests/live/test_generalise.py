@@ -15,7 +15,7 @@ def without(project: Project, generator: str) -> Path:
 
 
 def test_each_generator_is_left_out_once(project: Project) -> None:
-    refused = project.run("trueframe", "generalise", "--model", "small")
+    refused = project.run("trueframe", "generalise", "small")
     assert refused.returncode == 1 and "index.parquet: not here" in refused.stderr
     params = project.params
     params["train"]["models"]["small"]["epochs"] = 1
@@ -23,7 +23,7 @@ def test_each_generator_is_left_out_once(project: Project) -> None:
     for stage in ("ingest", "validate", "preprocess"):
         project.ok("python", "-m", f"components.{stage}")
 
-    output = project.ok("trueframe", "generalise", "--model", "small")
+    output = project.ok("trueframe", "generalise", "small")
     assert "3 of 3: without upconv-c" in output and "mean balanced accuracy on what it never saw" in output
     table = json.loads((project.root / FOLDER / "table.json").read_text())["generator"]
     assert [row["group"] for row in table["rows"]] == ["upconv-a", "upconv-b", "upconv-c"]
@@ -61,7 +61,7 @@ def test_what_is_finished_is_not_trained_again(project: Project) -> None:
     # As if it had been killed in the middle of the second one's evaluation, and before the third one's training.
     (without(project, "upconv-b") / "evaluation/metrics.json").unlink()
     shutil.rmtree(without(project, "upconv-c"))
-    output = project.ok("trueframe", "generalise", "--model", "small")
+    output = project.ok("trueframe", "generalise", "small")
     assert "without upconv-a (done before)" in output
     after = [file.stat().st_mtime_ns for file in networks]
     assert after[:2] == before[:2] and after[2] != before[2]
@@ -69,8 +69,8 @@ def test_what_is_finished_is_not_trained_again(project: Project) -> None:
 
 
 def test_one_source_cannot_be_left_out(project: Project) -> None:
-    done = project.run("trueframe", "generalise", "--model", "small", "--by", "source")
+    done = project.run("trueframe", "generalise", "small", "--by", "source")
     assert done.returncode == 1
     assert "1 source" in done.stderr and "leave out by generator" in done.stderr
-    done = project.run("trueframe", "generalise", "--model", "smal")
+    done = project.run("trueframe", "generalise", "smal")
     assert done.returncode == 1 and "it has small, crop" in done.stderr
