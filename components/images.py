@@ -1,18 +1,28 @@
 """Bytes to pixels: the one place where it happens, for training and for serving."""
 
 import io
+import itertools
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
+from components import metadata
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "HEIF")
 MAX_PIXELS = 89_000_000  # Pillow's own limit for a decompression bomb is a little above
+
+_PARTS = 50_000  # segments or chunks of a file
+_COPIED = 1 << 30  # bytes, for metadata that is glued together piece by piece
+_SCANNED = 2_000_000_000  # pixels in all scans of a JPEG; a progressive photograph has ten scans
+_STRIP = 1 << 20  # pixels at a time, where more would multiply the memory that an image takes
 
 SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".heic",
+    ".heif", ".hif",
 }  # fmt: skip
 """What image files are called."""
 
@@ -25,13 +35,20 @@ def open_image(data: bytes) -> Image.Image:
     """Read an image's header; the pixels are not decoded yet.
 
     Raises:
-        ImageError: no bytes, an unknown format, or more pixels than `MAX_PIXELS`.
+        ImageError: no bytes, an unknown format, more pixels than `MAX_PIXELS`, or metadata that would fill the
+            memory.
     """
     if not data:
         raise ImageError("empty file")
     Image.init()
+    if data[4:8] == b"ftyp":
+        _register_heif()
+    blocks = metadata.walk(data)
+    _refuse_bomb(blocks.exif)
+    if blocks.claimed > 4 * len(data) or blocks.copied > _COPIED or blocks.parts > _PARTS:
+        raise ImageError("its parts are too many, or claim far more bytes than there are; refused as a bomb")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError:
         raise ImageError("not an image in a format that is read here") from None
     except Image.DecompressionBombError:
@@ -42,6 +59,8 @@ def open_image(data: bytes) -> Image.Image:
         raise ImageError(
             f"{image.width} × {image.height} is more than {MAX_PIXELS:,} pixels; refused as a decompression bomb"
         )
+    if blocks.scans * image.width * image.height > _SCANNED:
+        raise ImageError(f"{blocks.scans:,} scans of {image.width} × {image.height} pixels; refused as a bomb")
     return image
 
 
@@ -56,15 +75,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     try:
         image.load()
+        # Old versions of ImageMagick write EXIF into a PNG as text, which Pillow reads.
+        lines = str(image.info.get("Raw profile type exif", "")).split("\n")
+        _refuse_bomb(bytes.fromhex("".join(lines[3:])).removeprefix(b"Exif\0\0"))
         image = ImageOps.exif_transpose(image)
         if image.mode == "RGB" and "transparency" not in image.info:
             return image
         if image.mode.startswith(("I", "F")):
             image = _scaled_grey(image)
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-            rgba = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+            return _over_white(image)
         return image.convert("RGB")
+    except ImageError:
+        raise
     except Exception as error:  # Pillow's plugins raise many kinds, struct.error among them
         raise ImageError(f"damaged: {str(error) or type(error).__name__}") from None
 
@@ -149,20 +172,31 @@ def _textured(image: Image.Image, side: int, crops: int) -> list[tuple[int, int]
     Crops begin half a side apart and may share at most half of their pixels; where an image has no room for so
     many, they come again.
     """
-    grey = np.asarray(image.convert("L"), np.float32)
-    gradient = np.zeros((grey.shape[0] + 1, grey.shape[1] + 1), np.float64)
-    gradient[1:, 1:-1] += np.abs(np.diff(grey, axis=1))
-    gradient[1:-1, 1:] += np.abs(np.diff(grey, axis=0))
-    total = gradient.cumsum(0).cumsum(1)
+    grey = np.asarray(image.convert("L"))
 
     def places(length: int) -> list[int]:
         last = max(0, length - side)
         return sorted({*range(0, last + 1, max(1, side // 2)), last})
 
-    found = [(left, top) for top in places(image.height) for left in places(image.width)]
-    bottoms, rights = [np.minimum([p[i] + side for p in found], grey.shape[1 - i]) for i in (1, 0)]
-    tops, lefts = [np.array([p[i] for p in found]) for i in (1, 0)]
-    texture = total[bottoms, rights] - total[tops, rights] - total[bottoms, lefts] + total[tops, lefts]
+    # Sums of the gradient between all lines where crops begin or end: a crop's is that of some cells.
+    tops, lefts = (np.array(places(length)) for length in grey.shape)
+    ys, xs = (
+        np.unique([*starts, *np.minimum(starts + side, n)]) for starts, n in zip((tops, lefts), grey.shape, strict=True)
+    )
+    total = np.zeros((len(ys), len(xs)), np.int64)
+    for row, (top, bottom) in enumerate(itertools.pairwise(ys), 1):
+        band = grey[top : bottom + 1].astype(np.int16)
+        sums = np.abs(np.diff(band, axis=0)).sum(0, dtype=np.int64)
+        sums[:-1] += np.abs(np.diff(band[: bottom - top], axis=1)).sum(0, dtype=np.int64)
+        total[row, 1:] = np.add.reduceat(sums, xs[:-1]).cumsum()
+    total = total.cumsum(0)
+
+    (y0, y1), (x0, x1) = (
+        [np.searchsorted(lines, at) for at in (starts, np.minimum(starts + side, n))]
+        for lines, starts, n in ((ys, tops, grey.shape[0]), (xs, lefts, grey.shape[1]))
+    )
+    texture = (total[y1][:, x1] - total[y0][:, x1] - total[y1][:, x0] + total[y0][:, x0]).ravel()
+    found = [(left, top) for top in tops.tolist() for left in lefts.tolist()]
     chosen: list[tuple[int, int]] = []
     for place in np.argsort(-texture, kind="stable"):
         left, top = found[place]
@@ -227,15 +261,47 @@ def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
     return np.packbits(bits, axis=1).view(">u8").ravel().astype(np.uint64)
 
 
+@cache
+def _register_heif() -> None:
+    """Only for files that may be HEIC: it loads libraries of 20 MB."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+
+
+def _refuse_bomb(exif: bytes) -> None:
+    if metadata.overlaps(exif):
+        raise ImageError("its EXIF claims far more bytes than there are; refused as a bomb")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """A transparent image as RGB, in strips that keep memory small."""
+    rgba = image if image.mode == "RGBA" and "transparency" not in image.info else image.convert("RGBA")
+    rgb = Image.new("RGB", rgba.size)
+    rows = max(1, _STRIP // rgba.width)
+    for top in range(0, rgba.height, rows):
+        strip = rgba.crop((0, top, rgba.width, min(rgba.height, top + rows)))
+        rgb.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+    return rgb
+
+
 def _scaled_grey(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float64)
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    peak = values.max(initial=0.0)
-    if image.mode.startswith("I;16") or peak > 255:
-        values = values / 257 if peak <= 65535 else values * (255 / peak)
-    elif image.mode == "F" and peak <= 1:
-        values = values * 255
-    return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+    pixels = np.asarray(image)
+    strips = np.array_split(pixels, math.ceil(pixels.size / _STRIP))
+    peak = max(_finite(strip).max(initial=0.0) for strip in strips)
+    grey = np.empty(pixels.shape, np.uint8)
+    for strip, into in zip(strips, np.array_split(grey, len(strips)), strict=True):
+        values = _finite(strip)
+        if image.mode.startswith("I;16") or peak > 255:
+            values = values / 257 if peak <= 65535 else values * (255 / peak)
+        elif image.mode == "F" and peak <= 1:
+            values = values * 255
+        into[:] = np.clip(np.round(values), 0, 255)
+    return Image.fromarray(grey)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def jpeg_quality(image: Image.Image) -> float | None:

@@ -77,7 +77,7 @@ def valid() -> dict[str, bytes]:
         "gif-animated": saved(picture, "GIF", save_all=True, append_images=frames),
         "bmp": saved(picture, "BMP"),
         "bmp-palette": saved(picture.quantize(16), "BMP"),
-        "tiff": saved(picture, "TIFF", **all_kinds),
+        "tiff": saved(picture, "TIFF", exif=exif, icc_profile=icc, tiffinfo={700: XMP}),
         "tiff-lzw": saved(picture, "TIFF", compression="tiff_lzw"),
         "tiff-jpeg": saved(picture, "TIFF", compression="jpeg"),
         "tiff-float": saved(grey16.convert("F"), "TIFF", compression="tiff_adobe_deflate", big_tiff=True),
@@ -167,6 +167,9 @@ def bombs() -> dict[str, bytes]:
         "webp-declared": b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\xff\xff\xff\x0f" + bytes(9),
         "jpeg-declared": _dimensions(jpeg, 65_500, 65_500),
         "jpeg-declared-within": _dimensions(jpeg, 9_400, 9_400),
+        "jpeg-scans": _scans(_dimensions(jpeg, 3_000, 3_000), 20_000),
+        "jpeg-segments": b"\xff\xd8" + b"\xff\xe3\0\2" * 200_000 + jpeg[2:],
+        "jpeg-exifs": b"\xff\xd8" + _app1(b"1234") * 100_000 + jpeg[2:],
         "jpeg-exif": b"\xff\xd8"
         + b"".join(_app1(tiff[n : n + 65_000]) for n in range(0, len(tiff), 65_000))
         + jpeg[2:],
@@ -174,6 +177,7 @@ def bombs() -> dict[str, bytes]:
         "heic-declared-within": _ispe(valid()["heic"], 9_400, 9_400),
         "avif-declared": _ispe(valid()["avif"], 30_000, 30_000),
         "avif-declared-within": _ispe(valid()["avif"], 9_400, 9_400),
+        "heic-items": _items(900, 100_000),
         "boxes": b"\0\0\0\x0cftypheic" + b"\0\0\0\x08free" * 100_000,
         "boxes-nested": b"\0\0\0\x0cftypheic" + b"".join(struct.pack(">L", n) + b"moov" for n in range(80_000, 0, -8)),
         "jp2-declared": _siz(valid()["jpeg2000"], 9_400, 9_400),
@@ -310,6 +314,33 @@ def _app1(exif: bytes) -> bytes:
 def _dimensions(jpeg: bytes, width: int, height: int) -> bytes:
     at = next(start for start, _, _ in parts(jpeg) if jpeg[start + 1] in (0xC0, 0xC2))
     return jpeg[: at + 5] + struct.pack(">HH", height, width) + jpeg[at + 9 :]
+
+
+def _scans(jpeg: bytes, count: int) -> bytes:
+    """With its first scan, emptied, again and again."""
+    start = jpeg.index(b"\xff\xda")
+    (size,) = struct.unpack_from(">H", jpeg, start + 2)
+    return jpeg[:-2] + jpeg[start : start + 2 + size] * count + b"\xff\xd9"
+
+
+def _items(count: int, size: int) -> bytes:
+    """A HEIC with items that are all the same bytes of the file."""
+    data = valid()["heic"]
+    inner = {data[start + 4 : start + 8]: data[start:end] for start, end, _ in parts(data)}
+
+    def box(name: bytes, *content: bytes) -> bytes:
+        inside = b"".join(content)
+        return struct.pack(">L4s", 8 + len(inside), name) + inside
+
+    named = (
+        box(b"infe", b"\2\0\0\0" + struct.pack(">HH", 99 + n, 0) + b"mimeX\0application/rdf+xml\0")
+        for n in range(count)
+    )
+    places = b"".join(struct.pack(">HHHLL", 99 + n, 0, 1, 0, size) for n in range(count))
+    meta = bytes(4) + inner[b"hdlr"] + inner[b"pitm"]
+    meta += box(b"iinf", bytes(4), struct.pack(">H", count), *named)
+    meta += box(b"iloc", bytes(4), b"\x44\0", struct.pack(">H", count), places)
+    return inner[b"ftyp"] + box(b"meta", meta) + bytes(size)
 
 
 def _ispe(data: bytes, width: int, height: int) -> bytes:

@@ -1,0 +1,342 @@
+"""Where an image file keeps its metadata: the file's own structure, walked segment by segment, chunk by chunk.
+
+What lies in pixels, in comments, in a segment of another kind or after the end of the file is not found, since nothing
+is searched for. A walk reads headers only, takes time linear in the file's size at most, and never raises: a damaged
+file has the metadata that comes before the damage.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+_XMP_JPEG = b"http://ns.adobe.com/xap/1.0/\0"
+_XMP_BOX = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # XMP specification part 3, JPEG 2000
+_C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")  # C2PA specification, embedding into BMFF
+_C2PA_JUMBF = bytes.fromhex("6332706100110010800000aa00389b71")  # C2PA specification, JUMBF type of a store
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}  # of TIFF's types
+_MOST = 1 << 20  # bytes of one block
+
+
+@dataclass
+class Blocks:
+    """A file's metadata, each kind as raw bytes; empty where there is none.
+
+    Attributes:
+        format: media type by the first bytes, empty for what is no image that is known here.
+        exif: a TIFF stream; a TIFF file's is the file itself.
+        xmp: an XMP packet, XML.
+        iptc: records of IPTC-IIM.
+        text: a PNG's text chunks as (chunk's name, content), packed as they are.
+        c2pa: whether there is a C2PA manifest store.
+        claimed: bytes of all items, as a HEIF or AVIF file states them; they may overlap.
+        parts: how many segments, chunks, boxes or blocks were walked.
+        copied: bytes that are copied by who glues a GIF's comments or a JPEG's EXIF together piece by piece.
+        scans: passes over the picture that a JPEG file asks for.
+    """
+
+    format: str = ""
+    exif: bytes = b""
+    xmp: bytes = b""
+    iptc: bytes = b""
+    text: list[tuple[bytes, bytes]] = field(default_factory=list)
+    c2pa: bool = False
+    claimed: int = 0
+    parts: int = 0
+    copied: int = 0
+    scans: int = 1
+
+
+def walk(data: bytes) -> Blocks:
+    """Find a file's metadata (see `Blocks`). Blocks of more than 1 MiB are left out, EXIF excepted."""
+    found = Blocks()
+    try:
+        if data[:3] == b"\xff\xd8\xff":
+            found.format = "image/jpeg"
+            _jpeg(data, found)
+        elif data[:8] == b"\x89PNG\r\n\x1a\n":
+            found.format = "image/png"
+            _png(data, found)
+        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            found.format = "image/webp"
+            _webp(data, found)
+        elif data[:6] in (b"GIF87a", b"GIF89a"):
+            found.format = "image/gif"
+            _gif(data, found)
+        elif data[:2] in (b"II", b"MM") and data[2:4] in (b"*\0", b"\0*", b"+\0", b"\0+"):
+            found.format = "image/tiff"
+            _tiff(data, found)
+        elif data[4:8] == b"ftyp":
+            found.format = "image/avif" if data[8:12] in (b"avif", b"avis") else "image/heic"
+            _bmff(data, found)
+        elif data[4:12] == b"jP  \r\n\x87\n":
+            found.format = "image/jp2"
+            _bmff(data, found)
+    except (struct.error, IndexError):  # the file ends where something should be
+        pass
+    return found
+
+
+def tags(tiff: bytes, wanted: set[int], ifd: int | None = None) -> dict[int, bytes | int]:
+    """Values of some tags of a TIFF directory.
+
+    Args:
+        tiff: of an EXIF block, or a TIFF file.
+        wanted: numbers of tags.
+        ifd: where the directory begins; null is the first one.
+
+    Returns:
+        Of the tags that are there a number, for a single SHORT or LONG, or the raw bytes, of at most 1 MiB.
+    """
+    found: dict[int, bytes | int] = {}
+    try:
+        for tag, kind, count, at in _entries(tiff, ifd):
+            size = count * _SIZES.get(kind, 0)
+            if tag not in wanted or not 0 < size <= _MOST or at + size > len(tiff):
+                continue
+            value = tiff[at : at + size]
+            if count == 1 and kind in (3, 4, 13, 16):
+                found[tag] = int.from_bytes(value, "big" if tiff[:1] == b"M" else "little")
+            else:
+                found[tag] = value
+    except struct.error:
+        pass
+    return found
+
+
+def overlaps(tiff: bytes) -> bool:
+    """Whether the first directory's values claim far more bytes than there are, so that reading them all is a bomb."""
+    claimed = 0
+    try:
+        for _, kind, count, at in _entries(tiff, None):
+            size = count * _SIZES.get(kind, 0)
+            claimed += size if at + size <= len(tiff) else 0
+    except struct.error:
+        pass
+    return claimed > 4 * len(tiff)
+
+
+def _entries(tiff: bytes, ifd: int | None) -> Iterator[tuple[int, int, int, int]]:
+    """A directory's entries: tag, type, count, and where the value is."""
+    order = ">" if tiff[:1] == b"M" else "<"
+    big = tiff[2:4] in (b"+\0", b"\0+")
+    entry, inline, offset = ("HHQ8s", 8, "Q") if big else ("HHL4s", 4, "L")
+    if ifd is None:
+        (ifd,) = struct.unpack_from(order + offset, tiff, 8 if big else 4)
+    (count,) = struct.unpack_from(order + ("Q" if big else "H"), tiff, ifd)
+    at, width = ifd + (8 if big else 2), struct.calcsize(order + entry)
+    for n in range(min(count, 1 << 16)):
+        tag, kind, number, value = struct.unpack_from(order + entry, tiff, at + n * width)
+        place = at + n * width + width - inline
+        if number * _SIZES.get(kind, 0) > inline:
+            (place,) = struct.unpack(order + offset, value)
+        yield tag, kind, number, place
+
+
+def _jpeg(data: bytes, found: Blocks) -> None:
+    """ITU T.81, segments before the first scan. Like every decoder this goes on at the next 0xFF after junk."""
+    at = 2
+    exif: list[bytes] = []
+    # Within a scan 0xFF is always followed by 0: these are scans but for what other segments may hold.
+    found.scans = data.count(b"\xff\xda")
+    while True:
+        found.parts += 1
+        at = data.find(b"\xff", at)
+        if at < 0 or at + 4 > len(data) or data[at + 1] == 0xDA:
+            break
+        marker = data[at + 1]
+        if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD9:  # fill, or without content
+            at += 1 if marker == 0xFF else 2
+            continue
+        end = at + 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+        segment = data[at + 4 : end]
+        if marker == 0xE1 and segment[:6] == b"Exif\0\0":
+            exif.append(segment[6:])
+            found.copied += (len(exif) + 1) * len(segment)
+        elif marker == 0xE1 and segment.startswith(_XMP_JPEG):
+            found.xmp = found.xmp or segment[len(_XMP_JPEG) :]
+        elif marker == 0xED and segment.startswith(b"Photoshop 3.0\0"):
+            found.iptc = found.iptc or _photoshop(segment[14:])
+        elif marker == 0xEB and segment[:2] == b"JP":
+            # Common identifier, instance and sequence number, then a superbox and its description.
+            found.c2pa |= segment[12:16] == b"jumb" and segment[20:24] == b"jumd" and segment[24:40] == _C2PA_JUMBF
+        at = end
+    found.exif = b"".join(exif)
+
+
+def _photoshop(resources: bytes) -> bytes:
+    """The IPTC record among Photoshop's image resources (id 0x0404)."""
+    at = 0
+    while resources[at : at + 4] == b"8BIM":
+        kind = resources[at + 4 : at + 6]
+        at += 6 + (resources[at + 6] + 2) // 2 * 2  # a Pascal string, padded to an even length
+        (size,) = struct.unpack_from(">L", resources, at)
+        if kind == b"\x04\x04":
+            return resources[at + 4 : at + 4 + size]
+        at += 4 + (size + 1) // 2 * 2
+    return b""
+
+
+def _png(data: bytes, found: Blocks) -> None:
+    """ISO/IEC 15948, chunks up to IEND."""
+    at = 8
+    while at + 8 <= len(data):
+        found.parts += 1
+        (size,) = struct.unpack_from(">L", data, at)
+        name = data[at + 4 : at + 8]
+        end = at + 12 + size
+        if name == b"IEND" or end > len(data):
+            break
+        if name in (b"tEXt", b"zTXt", b"iTXt"):
+            content = data[at + 8 : end - 4]
+            if size <= _MOST and len(found.text) < 256:
+                found.text.append((name, content))
+        elif name == b"eXIf":
+            found.exif = data[at + 8 : end - 4].removeprefix(b"Exif\0\0")
+        elif name == b"caBX":
+            found.c2pa = True
+        at = end
+
+
+def _webp(data: bytes, found: Blocks) -> None:
+    """RFC 9649, chunks within the RIFF's stated size."""
+    (size,) = struct.unpack_from("<L", data, 4)
+    at, last = 12, min(len(data), 8 + size)
+    while at + 8 <= last:
+        name = data[at : at + 4]
+        (size,) = struct.unpack_from("<L", data, at + 4)
+        end = at + 8 + size
+        if end > last:
+            break
+        if name == b"EXIF":
+            found.exif = found.exif or data[at + 8 : end].removeprefix(b"Exif\0\0")
+        elif name == b"XMP " and size <= _MOST:
+            found.xmp = found.xmp or data[at + 8 : end]
+        elif name == b"C2PA":
+            found.c2pa = True
+        at = end + size % 2
+
+
+def _gif(data: bytes, found: Blocks) -> None:
+    """GIF89a: application extensions up to the trailer."""
+    comment = 0
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    while True:
+        name, picture, said = b"", data[at] == 0x2C, data[at : at + 2] == b"!\xfe"
+        if picture:  # an image: its descriptor, colours, and code size
+            at += 11 + (3 << (data[at + 9] & 7) + 1 if data[at + 9] & 0x80 else 0)
+        elif data[at] == 0x21:
+            name = data[at + 3 : at + 3 + data[at + 2]] if data[at + 1] == 0xFF else b""
+            at += 2
+        else:
+            break
+        start = at + 12
+        while data[at]:
+            found.parts += not picture
+            if said:
+                comment += data[at]
+                found.copied += comment
+            at += 1 + data[at]
+        if name == b"XMP DataXMP" and at - start <= _MOST:
+            # Not cut into sub-blocks, but with a trailer (1, 255, 254, ...) that ends a reader of sub-blocks.
+            found.xmp = found.xmp or data[start:at].partition(b"\x01\xff\xfe")[0]
+        found.c2pa |= name == b"C2PA_GIF\x01\x00\x00"
+        at += 1
+
+
+def _tiff(data: bytes, found: Blocks) -> None:
+    """TIFF 6.0, the first directory's tags."""
+    found.exif = data
+    values = tags(data, {700, 33723, 52545})
+    xmp, iptc = values.get(700), values.get(33723)
+    found.xmp, found.iptc = (value if isinstance(value, bytes) else b"" for value in (xmp, iptc))
+    found.c2pa = any(tag == 52545 for tag, _, _, _ in _entries(data, None))
+
+
+def _bmff(data: bytes, found: Blocks) -> None:
+    """ISO/IEC 14496-12, boxes of the file and items of the image's `meta`; JPEG 2000 has boxes of the same kind."""
+    for name, start, end in _boxes(data, 0, len(data)):
+        if name == b"uuid":
+            kind = data[start : start + 16]
+            found.c2pa |= kind == _C2PA_BOX
+            if kind == _XMP_BOX and end - start <= _MOST:
+                found.xmp = found.xmp or data[start + 16 : end]
+        elif name == b"meta" and found.format != "image/jp2":
+            _items(data, start + 4, end, found)
+
+
+def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Boxes between two places: name, and where the content begins and ends."""
+    while start + 8 <= end:
+        (size,) = struct.unpack_from(">L", data, start)
+        name, header = data[start + 4 : start + 8], 8
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, start + 8)
+            header = 16
+        last = start + size if size else end
+        if last > end or last < start + header:
+            return
+        yield name, start + header, last
+        start = last
+
+
+def _items(data: bytes, start: int, end: int, found: Blocks) -> None:
+    """ISO/IEC 23008-12: EXIF and XMP are items, `iinf` names them and `iloc` says where they are."""
+    inside: dict[bytes, tuple[int, int]] = {}
+    for name, first, last in _boxes(data, start, end):
+        inside.setdefault(name, (first, last))
+    kinds: dict[int, bytes] = {}
+    if b"iinf" in inside:
+        first, last = inside[b"iinf"]
+        for name, at, stop in _boxes(data, first + (6 if data[first] == 0 else 8), last):
+            if name == b"infe" and data[at] >= 2:
+                wide = 2 if data[at] == 2 else 4
+                number = int.from_bytes(data[at + 4 : at + 4 + wide], "big")
+                kind = data[at + 6 + wide : at + 10 + wide]
+                if kind == b"mime":
+                    kind = (data[at + 10 + wide : min(stop, at + 300)] + b"\0").split(b"\0")[1]
+                kinds[number] = kind
+    if b"iloc" not in inside:
+        return
+    store = inside.get(b"idat", (0, 0))[0]
+    for number, method, extents in _locations(data, *inside[b"iloc"]):
+        found.claimed += sum(min(size, len(data)) for _, size in extents)
+        kind = kinds.get(number)
+        if kind not in (b"Exif", b"application/rdf+xml") or sum(size for _, size in extents) > _MOST:
+            continue
+        content = b"".join(data[at : at + size] for at, size in ((at + method * store, size) for at, size in extents))
+        if kind == b"Exif":
+            # Its first four bytes say how far away the TIFF header is.
+            found.exif = found.exif or content[4 + int.from_bytes(content[:4], "big") :].removeprefix(b"Exif\0\0")
+        else:
+            found.xmp = found.xmp or content
+
+
+def _locations(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+    """Items of an `iloc` box: number, 0 where the file or 1 where `idat` holds it, and (start, size) of its extents."""
+    version = data[at]
+    widths = [n >> shift & 15 for n in data[at + 4 : at + 6] for shift in (4, 0)]
+    offset, length, base, index = widths[0], widths[1], widths[2], widths[3] if version in (1, 2) else 0
+    number = 4 if version == 2 else 2
+    if length not in (4, 8):
+        return
+
+    def read(width: int) -> int:
+        nonlocal at
+        at += width
+        if at > end:
+            raise struct.error
+        return int.from_bytes(data[at - width : at], "big")
+
+    at += 6
+    for _ in range(read(number)):
+        item = read(number)
+        method = read(2) & 15 if version in (1, 2) else 0
+        read(2)  # in which other file; none of ours is
+        start = read(base)
+        extents = []
+        for _ in range(read(2)):
+            read(index)
+            begins = start + read(offset)
+            extents.append((begins, read(length)))
+        if method <= 1:
+            yield item, method, extents
