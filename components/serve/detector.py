@@ -101,7 +101,7 @@ class Detector:
         try:
             data = as_bytes(file)
             image = images.open_image(data)
-            found = provenance.read(image)
+            found = provenance.read(data)
             pixels = images.to_rgb(image)
             equal = images.equalise(pixels, self._equalise)
             seen = self._ensemble.render(equal)
