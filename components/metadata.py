@@ -257,7 +257,7 @@ def _bmff(data: bytes, found: Blocks) -> None:
     for name, start, end in _boxes(data, 0, len(data)):
         if name == b"uuid":
             kind = data[start : start + 16]
-            found.c2pa |= kind == _C2PA_BOX
+            found.c2pa |= kind == _C2PA_BOX and found.format != "image/jp2"  # which C2PA has no place for
             if kind == _XMP_BOX and end - start <= _MOST:
                 found.xmp = found.xmp or data[start + 16 : end]
         elif name == b"meta" and found.format != "image/jp2":
@@ -300,11 +300,11 @@ def _items(data: bytes, start: int, end: int, found: Blocks) -> None:
     store = inside.get(b"idat", (0, 0))[0]
     for number, method, extents in _locations(data, *inside[b"iloc"]):
         found.claimed += sum(min(size, len(data)) for _, size in extents)
-        kind = kinds.get(number)
-        if kind not in (b"Exif", b"application/rdf+xml") or sum(size for _, size in extents) > _MOST:
+        wanted = kinds.get(number)
+        if wanted not in (b"Exif", b"application/rdf+xml") or sum(size for _, size in extents) > _MOST:
             continue
         content = b"".join(data[at : at + size] for at, size in ((at + method * store, size) for at, size in extents))
-        if kind == b"Exif":
+        if wanted == b"Exif":
             # Its first four bytes say how far away the TIFF header is.
             found.exif = found.exif or content[4 + int.from_bytes(content[:4], "big") :].removeprefix(b"Exif\0\0")
         else:

@@ -232,7 +232,7 @@ def check(
             print(f"{row['path']}: error: {row['error']}")
         else:
             notes = "".join(f"; {w}" for w in row["warnings"])
-            said = row["provenance"]
+            said = {key: value for key, value in row["provenance"].items() if key != "note"}
             notes += f"; the file says: {json.dumps(said, ensure_ascii=False)}" if said else ""
             print(f"{row['path']}: {row['verdict']} (probability of ai {row['probability']:.3f}){notes}")
 

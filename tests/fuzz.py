@@ -134,6 +134,7 @@ def parts(data: bytes) -> list[tuple[int, int, int]]:
     return [part for part in found if part[1] <= len(data)]
 
 
+@cache
 def bombs() -> dict[str, bytes]:
     """Files that are far larger unpacked than packed, or claim to be, and metadata of that kind."""
     zeros, million = (zlib.compress(bytes(n)) for n in (16 << 20, 1 << 20))

@@ -18,6 +18,7 @@ from components.networks.explain import evidence, overlay
 from components.networks.familiarity import Familiarity
 from components.networks.inference import Ensemble, Member, Scorer
 from components.serve import provenance
+from components.serve.provenance.credentials import trust_list
 
 FIELDS = ("label", "probability", "verdict", "threshold", "model_version", "provenance", "warnings", "error")
 _BLOCK = 256
@@ -48,6 +49,7 @@ class Detector:
     """
 
     def __init__(self, network: Path, decision: Path, familiar: Path, version: str) -> None:
+        trust_list()  # a wrong one is found now, and not with the first signed picture
         fitted = json.loads(decision.read_text())
         self._equalise = fitted.get("equalise")
         self.version = version

@@ -3,17 +3,21 @@
 import base64
 import io
 import json
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
+import fuzz
 import numpy as np
 import pytest
+import signing
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from components import images, networks
 from components.networks.familiarity import Familiarity
 from components.networks.inference import Scorer
+from components.serve import provenance
 from components.serve.check import find
 from components.serve.detector import FIELDS, Detector
 from components.serve.reference import FILES, Reference, keep
@@ -104,17 +108,30 @@ def test_serving_sees_what_training_saw(detector: Detector) -> None:
     assert detector.score([data])[0]["probability"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
 
 
-def test_what_the_file_says_of_itself(detector: Detector) -> None:
-    settings = PngInfo()
-    settings.add_text("parameters", "a cat, Steps: 20, Sampler: Euler")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF", "HEIF"])
+def test_what_the_file_says_of_itself_is_beside_the_score_and_never_in_it(detector: Detector, kind: str) -> None:
+    fuzz.valid()  # registers HEIF for writing
     exif = Image.Exif()
     exif[271], exif[272] = "Canon", "EOS R5"
-    answers = detector.score([picture(1, pnginfo=settings), picture(1, "JPEG", exif=exif), picture(1)])
-    assert answers[0]["provenance"] == {"generator_settings": ["parameters"]}
-    assert answers[1]["provenance"] == {"camera": "Canon EOS R5"}
-    assert answers[2]["provenance"] == {}
-    # Beside the score, never in it: the same pixels have the same score.
-    assert answers[0]["probability"] == answers[2]["probability"]
+    plain = picture(1, kind)
+    said = picture(1, kind, exif=exif, **({"tiffinfo": {700: fuzz.XMP}} if kind == "TIFF" else {"xmp": fuzz.XMP}))
+    media = {"HEIF": "image/heic"}.get(kind, f"image/{kind.lower()}")
+    signed = signing.Authority().sign(plain, media)
+    if kind == "PNG":  # whose checksum says more than the signature
+        remark = b"tEXta\0b"
+        changed = signed[:33] + struct.pack(">L", 3) + remark + struct.pack(">L", zlib.crc32(remark)) + signed[33:]
+    else:
+        changed = signed.replace(b"Model X", b"Model Y")
+    answers = detector.score([plain, said, signed, changed])
+    assert answers[0]["provenance"] == {"note": provenance.NOTHING}
+    assert answers[1]["provenance"]["note"] == provenance.NOTE
+    if kind != "TIFF":  # where Pillow writes one or the other
+        assert answers[1]["provenance"]["camera"] == {"make": "Canon", "model": "EOS R5"}
+    if kind != "PNG":  # where Pillow writes none
+        assert answers[1]["provenance"]["digital_source_type"]["term"] == "trainedAlgorithmicMedia"
+    assert [answer["provenance"].get("c2pa", {}).get("state") for answer in answers] == [None, None, "valid", "invalid"]
+    for answer in answers[1:]:
+        assert {**answer, "provenance": {}} == {**answers[0], "provenance": {}}
 
 
 def test_find_takes_files_and_folders(tmp_path: Path) -> None:

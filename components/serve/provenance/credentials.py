@@ -84,18 +84,24 @@ def _stated(state: str, problems: list[str]) -> dict[str, Any]:
 
 
 def _checked(data: bytes, media_type: str) -> dict[str, Any]:
-    import c2pa
-
-    with c2pa.Reader(media_type, io.BytesIO(data), context=_context(trust_list())) as reader:
+    context = _context(trust_list())
+    with _library().Reader(media_type, io.BytesIO(data), context=context) as reader:
         return dict(json.loads(reader.json()))
+
+
+def _library() -> Any:
+    """Loaded when the first file needs it: it is large, and few do."""
+    import c2pa  # type: ignore[import-untyped]
+
+    return c2pa
 
 
 @cache
 def _context(certificates: str) -> Any:
-    import c2pa
-
     trust = {"trust_config": _PURPOSES} | ({"trust_anchors": certificates} if certificates else {})
-    return c2pa.Context.from_dict({"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}, "trust": trust})
+    return _library().Context.from_dict(
+        {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}, "trust": trust}
+    )
 
 
 def _manifest(manifest: dict[str, Any]) -> dict[str, Any]:

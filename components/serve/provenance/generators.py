@@ -43,7 +43,8 @@ def read(texts: Mapping[str, str], exif: Mapping[int, bytes | int]) -> dict[str,
     from sd_parsers.parsers import MANAGED_PARSERS, ComfyUIParser
 
     graph = _graph(settings)
-    for parser in MANAGED_PARSERS:
+    parsers: list[Any] = list(MANAGED_PARSERS)
+    for parser in parsers:
         try:
             found = parser().parse(_comfyui(graph) if parser is ComfyUIParser else settings)
             if shown := _shown(found):
@@ -63,11 +64,11 @@ def is_workflow(value: bytes | int) -> bool:
 
 def _of_exif(exif: Mapping[int, bytes | int]) -> dict[str, str]:
     """What JPEG and WebP hold: a user comment as `parameters`, ComfyUI's texts under their names."""
-    found = {}
+    found: dict[str, str] = {}
     for value in exif.values():
         if isinstance(value, bytes) and is_workflow(value):
-            key, _, content = decoded(value).partition(":")
-            found[key] = content
+            key, _, workflow = decoded(value).partition(":")
+            found[key] = workflow
     comment = exif.get(_USER_COMMENT)
     if isinstance(comment, bytes) and len(comment) > 8:
         code, content = comment[:8], comment[8:]

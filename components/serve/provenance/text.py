@@ -11,8 +11,8 @@ def clean(value: Any, length: int) -> str:
     """One line of at most so many characters, without control and formatting characters; empty for what is no text."""
     if isinstance(value, bytes):
         value = decoded(value[: 4 * length])
-    elif isinstance(value, bool | int | float):
-        value = format(value, ".10g") if isinstance(value, float) or value.bit_length() < 64 else ""
+    elif isinstance(value, int | float):
+        value = format(value, ".10g") if isinstance(value, float) else str(value) if value.bit_length() < 128 else ""
     elif not isinstance(value, str):
         return ""
     # Categories that begin with C: control, format (directions of writing among them), surrogates, unassigned.
@@ -58,7 +58,7 @@ def packed_text(chunks: list[tuple[bytes, bytes]]) -> dict[str, str]:
                     continue
             except zlib.error:
                 continue
-        found[keyword] = rest.decode("utf-8", "replace") if name == b"iTXt" else rest.decode("latin-1")
+        found[keyword] = decoded(rest)  # Latin-1 by the standard in all but iTXt, and yet often UTF-8
     return found
 
 
