@@ -202,6 +202,8 @@ def _textured(image: Image.Image, side: int, crops: int) -> list[tuple[int, int]
         left, top = found[place]
         if all(max(0, side - abs(left - x)) * max(0, side - abs(top - y)) <= side * side / 2 for x, y in chosen):
             chosen.append((left, top))
+        if len(chosen) == crops:
+            break
     return [chosen[i % len(chosen)] for i in range(crops)]
 
 
