@@ -247,6 +247,22 @@ class Evaluate(Section):
     seed: int = 7
 
 
+class Gate(Section):
+    """What a candidate may cost, compared with the champion on the same images."""
+
+    degraded: Share = Field(0.02, description="balanced accuracy that may be lost in the worst degradation")
+    source: Share = Field(0.02, description="balanced accuracy that may be lost in the worst source")
+    real_accuracy: Share = Field(0.02, description="share of real images called real that may be lost")
+    calibration: Share = Field(0.02, description="by how much the expected calibration error may grow")
+    size: float = Field(4.0, gt=0, description="times as large as the champion's networks, at most")
+    latency: float = Field(3.0, gt=0, description="times as long for one image, at most")
+    bootstrap: int = Field(1000, ge=100, description="resamples")
+    degraded_images: int = Field(
+        200, ge=0, description="test images that the champion has scored under every degradation, or scores now"
+    )
+    seed: int = 7
+
+
 class Register(Section):
     """What a version must reach."""
 
@@ -254,6 +270,11 @@ class Register(Section):
     metric: Metric = "balanced_accuracy"
     min_scores: dict[Metric, Share] = {"balanced_accuracy": 0.55}
     min_gain: float = Field(0.0, ge=0, description="by how much a candidate must beat the champion")
+    policy: Literal["manual", "automatic"] = Field(
+        "manual",
+        description="who makes a candidate the champion once there is one: a person, or the gate if every rule passes",
+    )
+    gate: Gate = Gate()
 
 
 class Params(Section):

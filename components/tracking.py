@@ -15,6 +15,7 @@ import yaml
 from components.stage import StageError
 
 EXPERIMENT = "trueframe"
+_CODE = ("components", "dvc.yaml")
 
 
 def connect() -> Any:
@@ -73,24 +74,38 @@ def active(mlflow: Any, run_id: str | None) -> str | None:
     return run_id if found else None
 
 
-def lineage(root: Path = Path()) -> dict[str, str]:
-    """The tags that name the exact code and data: git commit, md5 of the data and of dvc.lock."""
+def lineage(params: Path = Path("params.yaml")) -> dict[str, str]:
+    """The tags that name the exact code, data, settings and packages, as far as they are known.
+
+    Args:
+        params: the settings.
+
+    Returns:
+        `git_commit`, `git_dirty` (whether the stages' code is another than the commit's), `data_md5`, and the md5 of
+        each file of `recorded`, `dvc_lock_md5` for one.
+    """
     tags = {}
-    commit = _git("rev-parse", "HEAD", root=root)
+    commit = _git("rev-parse", "HEAD")
     if commit:
         tags["git_commit"] = commit
-        tags["git_dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no", root=root))).lower()
-    data = root / "data.dvc"
+        tags["git_dirty"] = str(bool(_git("status", "--porcelain", "--", *_CODE))).lower()
+    data = Path("data.dvc")
     if data.exists():
         tags["data_md5"] = yaml.safe_load(data.read_text())["outs"][0]["md5"]
-    lock = root / "dvc.lock"
-    if lock.exists():
-        tags["dvc_lock_md5"] = hashlib.md5(lock.read_bytes(), usedforsecurity=False).hexdigest()
+    for name, text in recorded(params).items():
+        tag = f"{name.removesuffix('.yaml').replace('.', '_')}_md5"
+        tags[tag] = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
     return tags
 
 
-def _git(*args: str, root: Path) -> str:
+def recorded(params: Path) -> dict[str, str]:
+    """The text of the files that a version keeps, by name: `params.yaml`, `dvc.lock`, `requirements.lock`."""
+    files = {"params.yaml": params, "dvc.lock": Path("dvc.lock"), "requirements.lock": Path("requirements.lock")}
+    return {name: file.read_text() for name, file in files.items() if file.exists()}
+
+
+def _git(*args: str) -> str:
     try:
-        return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *args], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""

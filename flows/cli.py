@@ -256,35 +256,65 @@ def serve(
 
 
 @app.command()
-def models() -> None:
-    """Versions, aliases, scores."""
+def models(history: Annotated[bool, typer.Option(help="who was the champion when, and why")] = False) -> None:
+    """Versions, aliases, scores, and what the gate said."""
     from datetime import datetime
 
-    versions = _registry().versions()
+    registry = _registry()
+    events, versions = registry.history(), registry.versions()
     if not versions:
         raise StageError("no version is registered yet; `trueframe run` trains one")
-    table = Table("version", "aliases", "candidate", "balanced accuracy", "AUROC", "test images", "data", "registered")
+    if history:
+        table = Table("when (UTC)", "champion", "how", "by", "reason")
+        for e in events:
+            table.add_row(e.at[:19].replace("T", " "), e.version, e.how, e.by, e.reason)
+        console.print(table)
+        return
+    columns = ("version", "aliases", "candidate", "balanced accuracy", "AUROC", "test images", "gate", "data")
+    table = Table(*columns, "registered")
     for v in versions:
         created = datetime.fromtimestamp(v.created / 1000).strftime("%Y-%m-%d %H:%M")
         scores = [v.tags.get(k, "–") for k in ("balanced_accuracy", "auroc", "test_images")]
+        failed = v.tags.get("gate_failed")
+        gate = f"failed: {failed}" if failed else v.tags.get("gate", "–")
         data = v.tags.get("data_md5", "–")[:8]
-        table.add_row(v.number, ", ".join(v.aliases), v.tags.get("candidate", "–"), *scores, data, created)
+        table.add_row(v.number, ", ".join(v.aliases), v.tags.get("candidate", "–"), *scores, gate, data, created)
     console.print(table)
 
 
 @app.command()
-def promote(version: str) -> None:
+def promote(
+    version: str,
+    force: Annotated[bool, typer.Option(help="although it fails a rule of the gate; needs a reason")] = False,
+    reason: Annotated[str, typer.Option(help="is kept in the registry")] = "",
+) -> None:
     """Make a version the champion."""
     registry = _registry()
-    registry.promote(version)
+    registry.promote(version, force=force, reason=reason)
     print(f"{registry.name} version {version} is the champion")
 
 
 @app.command()
-def rollback() -> None:
+def rollback(reason: Annotated[str, typer.Option(help="is kept in the registry")] = "") -> None:
     """Make the champion before this one the champion again."""
     registry = _registry()
-    print(f"{registry.name} version {registry.rollback()} is the champion again")
+    print(f"{registry.name} version {registry.rollback(reason)} is the champion again")
+
+
+@app.command()
+def reproduce(version: str) -> None:
+    """Make a version again from its recorded code, data and settings, elsewhere, and compare the scores."""
+    from flows import reproduce as reproduction
+
+    rows = reproduction.reproduce(_registry(), version)
+    table = Table("", "recorded", "reproduced", "difference", "95 % interval", "")
+    for row in rows:
+        low, high = row.interval
+        figures = [f"{row.recorded:.4f}", f"{row.reproduced:.4f}", f"{row.reproduced - row.recorded:+.4f}"]
+        table.add_row(row.name, *figures, f"{low:.4f} to {high:.4f}", "within" if row.within else "[red]outside[/]")
+    console.print(table)
+    if not all(row.within for row in rows):
+        raise StageError(f"version {version} was not reproduced: a score lies outside of its interval")
 
 
 @app.command()

@@ -38,15 +38,20 @@ def environment() -> dict[str, str]:
     }
 
 
-def run(command: list[str], say: Callable[[str], None]) -> None:
+def run(command: list[str], say: Callable[[str], None], **variables: str) -> None:
     """Run a command and pass its lines on as they come.
+
+    Args:
+        command: with its arguments.
+        say: takes each line.
+        variables: of its environment, beside this process's.
 
     Raises:
         CommandFailed: it failed.
     """
     process = subprocess.Popen(
         command,
-        env=environment(),
+        env=environment() | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

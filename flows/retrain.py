@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from components import params
+from components.register import gate
 from components.stage import StageError
 from flows import commands, doctor, locks
 
@@ -143,6 +144,7 @@ def summary(candidates: Iterable[str]) -> str:
         "",
         *(f"- {reason}" for reason in registration["reasons"]),
         "",
+        *([gate.table([gate.Rule(**rule) for rule in registration["gate"]]), ""] if registration["gate"] else []),
         f"Data: {report['n_images']:,} images from {', '.join(report['by_source'])}.",
         *(f"- {p['severity']}: {p['message']}" for p in report["problems"]),
         "",

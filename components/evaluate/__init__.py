@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from components import images, parallel, shards, stage, tracking
+from components import images, parallel, robustness, shards, stage, tracking
+from components import metrics as figures
 from components.evaluate import decision as decisions
-from components.evaluate import metrics as figures
-from components.evaluate import robustness, scope
+from components.evaluate import scope
 from components.evaluate.decision import Scored
 from components.networks.familiarity import Familiarity
 from components.params import Equalise, Evaluate
@@ -45,8 +45,8 @@ def evaluate(
         index_path: from preprocess.
         arrays: from preprocess.
         data: folder of the shards.
-        out: folder to write: `metrics.json`, `predictions.parquet`, `decision.json`, `familiar.npz`, `run.json`,
-            pictures, `report.html` and `model_card.md`.
+        out: folder to write: `metrics.json`, `predictions.parquet`, `degraded.parquet`, `decision.json`,
+            `familiar.npz`, `run.json`, pictures, `report.html` and `model_card.md`.
 
     Returns:
         What `metrics.json` holds.
@@ -74,7 +74,8 @@ def evaluate(
     p = decision.probabilities(logits)
     result = _judge(index[test], labels[test], p[test], decision, settings)
     result["n_validation"], result["n_left_out"] = int(held.sum()), int(everything["split"].isna().sum())
-    result["robustness"] = _robustness(index[test], decision, settings, degraded)
+    after = _after_degradation(index[test], decision, settings, degraded)
+    result["robustness"] = _robustness(after, decision, settings)
 
     out.mkdir(parents=True, exist_ok=True)
     pictures = {
@@ -90,6 +91,7 @@ def evaluate(
     report.write(name, list(views), result, decision, settings, pictures, out / "report.html")
     card.write(name, views, result, decision, settings, _training_data(everything, data), out / "model_card.md")
     index.assign(probability=p)[PREDICTIONS].to_parquet(out / "predictions.parquet", index=False)
+    after.to_parquet(out / "degraded.parquet", index=False)
     members = [{"name": n, "view": v, "temperature": t} for (n, v), t in zip(views.items(), temperatures, strict=True)]
     sight = {"members": members} if len(members) > 1 else {"view": members[0]["view"]}
     limits = {"scope": scope.sides(index[held], files, views.values(), Equalise(**equalise) if equalise else None)}
@@ -168,25 +170,34 @@ def _judge(
     }
 
 
-def _robustness(
+def _after_degradation(
     rows: pd.DataFrame, decision: decisions.Decision, settings: Evaluate, degraded: Any
-) -> list[dict[str, Any]]:
-    """Scores under each entry of the grid."""
-    if not settings.robustness_images:
-        return []
+) -> pd.DataFrame:
+    """Some images' `sha256`, `label`, and for each entry of the grid their P(ai) after it."""
     rows = rows.sample(min(settings.robustness_images, len(rows)), random_state=settings.seed).sort_index()
-    labels = (rows["label"] == "ai").to_numpy()
-    which = np.tile(np.arange(len(robustness.GRID)), (len(rows), 1))
-    p = decision.probabilities(degraded(rows, which, "test images degraded")[0])
+    p = np.empty((0, len(robustness.GRID)))
+    if len(rows):
+        which = np.tile(np.arange(len(robustness.GRID)), (len(rows), 1))
+        p = decision.probabilities(degraded(rows, which, "test images degraded")[0])
+    columns = {str(entry): p[:, number] for number, entry in enumerate(robustness.GRID)}
+    return rows[["sha256", "label"]].reset_index(drop=True).assign(**columns)
+
+
+def _robustness(after: pd.DataFrame, decision: decisions.Decision, settings: Evaluate) -> list[dict[str, Any]]:
+    """Scores under each entry of the grid."""
+    if after.empty:
+        return []
+    labels = (after["label"] == "ai").to_numpy()
     entries = []
-    for number, degradation in enumerate(robustness.GRID):
-        scores = figures.summarise(labels, p[:, number], decision.threshold, settings.bootstrap, settings.seed)
-        real = float((p[~labels, number] < decision.threshold).mean()) if (~labels).any() else None
+    for degradation in robustness.GRID:
+        p = after[str(degradation)].to_numpy()
+        scores = figures.summarise(labels, p, decision.threshold, settings.bootstrap, settings.seed)
+        real = float((p[~labels] < decision.threshold).mean()) if (~labels).any() else None
         entries.append(
             {
                 "degradation": degradation.name,
                 "strength": degradation.strength,
-                "n": len(rows),
+                "n": len(after),
                 "intervals": {k: scores["intervals"][k] for k in ("accuracy", "balanced_accuracy", "auroc")},
                 **{k: scores[k] for k in ("accuracy", "balanced_accuracy", "auroc", "recall")},
                 "real_accuracy": real,

@@ -6,8 +6,8 @@ from typing import Any
 
 from components.evaluate import report
 from components.evaluate.decision import Decision
-from components.evaluate.robustness import describe
 from components.params import Evaluate
+from components.robustness import describe
 
 
 def write(

@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from components.evaluate.robustness import describe
+from components.robustness import describe
 
 _AI, _REAL, _GREY = "#c8553d", "#2a6f97", "#8d99ae"
 

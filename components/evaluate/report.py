@@ -8,8 +8,8 @@ from typing import Any
 from components import page
 from components.evaluate import plots
 from components.evaluate.decision import Decision
-from components.evaluate.robustness import describe
 from components.params import Evaluate
+from components.robustness import describe
 
 _MEANINGS = {
     "balanced_accuracy": ("Balanced accuracy", "right answers, both classes counting alike; guessing gives 0.5"),

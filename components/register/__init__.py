@@ -1,28 +1,41 @@
-"""The best candidate becomes a version in the registry, and the champion if it beats the one there."""
+"""The best candidate becomes a version in the registry; the gate compares it with the champion there."""
 
 import hashlib
+import io
 import json
 import shutil
 import tempfile
+import time
 import warnings
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 
 import components
-from components import parallel, shards, stage, tracking
+from components import images, parallel, robustness, shards, stage, tracking
 from components.params import Register
 from components.register import gate
-from components.register.registry import CHALLENGER, CHAMPION, Registry, Version
+from components.register.registry import CHALLENGER, CHAMPION, FAILED, Registry, Version
 from components.stage import StageError
 
 _IDENTITY = "detector_sha256"
 _DECISION = "gate"
+_AGAINST = "gate_against"
+_RULES = "gate_rules"
+_SIZE = "network_bytes"
 _REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow", "pyyaml")
+LINEAGE = "lineage"
+"""The folder of a version's run that holds the settings and locks by which it was made."""
+_ROUNDS = 15  # of one image through both detectors
+_AT_ONCE = 8  # degraded pictures held in memory
 
 
 @dataclass(frozen=True)
@@ -34,12 +47,14 @@ class Inputs:
         evaluations: folder of the evaluations.
         index: the index of all images.
         data: folder of the shards.
+        params: the settings by which all of it was made.
     """
 
     models: Path
     evaluations: Path
     index: Path
     data: Path
+    params: Path = Path("params.yaml")
 
 
 def register(names: list[str], settings: Register, inputs: Inputs, out: Path) -> dict[str, Any]:
@@ -62,7 +77,7 @@ def register(names: list[str], settings: Register, inputs: Inputs, out: Path) ->
     """
     scores = {name: _read(inputs.evaluations / name / "metrics.json") for name in names}
     winner, reasons = gate.best(scores, settings.metric, settings.min_scores)
-    decision, version = "rejected", None
+    decision, version, rules = "rejected", None, []
     registry = Registry(settings.model)
     if winner is not None:
         identity = _identity(inputs, winner)
@@ -70,16 +85,19 @@ def register(names: list[str], settings: Register, inputs: Inputs, out: Path) ->
         if version is None:
             version = _create(registry, winner, scores[winner], identity, inputs)
         if _DECISION in version.tags:
-            decision = version.tags[_DECISION]
+            decision, rules = version.tags[_DECISION], json.loads(version.tags.get(_RULES, "[]"))
             reasons.append(f"registered before as version {version.number}; nothing new to decide")
         else:
-            decision, why = _decide(registry, version, winner, settings, inputs)
+            decision, found, why = _decide(registry, version, winner, settings, inputs)
             reasons.append(why)
+            rules = [asdict(rule) for rule in found]
             registry.client.set_model_version_tag(settings.model, version.number, _DECISION, decision)
     result = {
         "decision": decision,
         "reasons": reasons,
         "model_name": settings.model,
+        "policy": settings.policy,
+        "gate": rules,
         "candidate": winner,
         "version": version.number if version else None,
         "aliases": {alias: v.number if (v := registry.alias(alias)) else None for alias in (CHAMPION, CHALLENGER)},
@@ -153,6 +171,8 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
             pip_requirements=[f"{package}=={installed(package)}" for package in _packages(inputs, name)],
             signature=signature,
         )
+        for file, text in tracking.recorded(inputs.params).items():
+            mlflow.log_text(text, f"{LINEAGE}/{file}")
     try:
         client.create_registered_model(registry.name)
     except mlflow.exceptions.MlflowException as error:
@@ -166,7 +186,8 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
         "threshold": repr(threshold),
         **{k: f"{scores[k]:.4f}" for k in ("balanced_accuracy", "accuracy", "auroc") if scores[k] is not None},
         "test_images": str(scores["n"]),
-        **tracking.lineage(),
+        _SIZE: str(sum(file.stat().st_size for file in _networks(inputs, name).values())),
+        **tracking.lineage(inputs.params),
     }
     made = client.create_model_version(
         registry.name,
@@ -196,56 +217,173 @@ def _description(card: str) -> str:
     return f"{short}\n\nThe card and the report are among the run's artifacts, in `evaluation/`."
 
 
-def _decide(registry: Registry, version: Version, name: str, settings: Register, inputs: Inputs) -> tuple[str, str]:
+def _decide(
+    registry: Registry, version: Version, name: str, settings: Register, inputs: Inputs
+) -> tuple[str, list[gate.Rule], str]:
+    """The decision, the gate's rules, and the reason; noted on the version before the aliases move."""
     champion = registry.alias(CHAMPION)
     if champion is not None and champion.number == version.number:
-        return "champion", "it is the champion already"
+        return "champion", [], "it is the champion already"
     if champion is None:
-        registry.promote(version.number)
-        return "champion", "the first champion"
-    predictions = pd.read_parquet(inputs.evaluations / name / "predictions.parquet")
-    test = predictions[predictions["split"] == "test"]
-    theirs, threshold = _champion_scores(registry, champion, test, inputs)
-    own = gate.score(settings.metric, test["label"], test["probability"], float(version.tags["threshold"]))
-    other = gate.score(settings.metric, test["label"], theirs, threshold)
-    on = (
-        f"{settings.metric} {own:.4f} against {other:.4f} of version {champion.number} on the same {len(test):,} images"
+        registry.promote(version.number, how="gate")
+        return "champion", [], "the first champion"
+    rules = _compared(registry, champion, version, name, settings, inputs)
+    failed, gain = gate.failed(rules), rules[0]
+    tags = {
+        FAILED: ", ".join(failed),
+        _AGAINST: champion.number,
+        _RULES: json.dumps([asdict(rule) for rule in rules]),
+    }
+    for key, value in tags.items():
+        registry.client.set_model_version_tag(registry.name, version.number, key, value)
+    card = (inputs.evaluations / name / "model_card.md").read_text()
+    against = f"Compared with version {champion.number}, the champion then:\n\n{gate.table(rules)}"
+    registry.client.update_model_version(registry.name, version.number, f"{_description(card)}\n\n{against}")
+    on = f"{gain.rule} {_shown(gain.candidate)} against {_shown(gain.champion)} of version {champion.number}" + (
+        f" on the same {gain.why}" if gain.candidate is not None else f": {gain.why}"
     )
-    if own > other + settings.min_gain:
-        registry.promote(version.number)
-        return "champion", f"better than the champion: {on}"
+    if settings.policy == "automatic" and gate.passes(rules):
+        registry.promote(version.number, how="gate")
+        return "champion", rules, f"every rule of the gate passes: {on}"
     registry.challenge(version.number)
-    return "challenger", f"not better than the champion: {on}"
+    unclear = [rule.rule for rule in rules if rule.verdict == "unclear"]
+    said = [f"{word}: {', '.join(found)}" for word, found in (("failed", failed), ("unclear", unclear)) if found]
+    why = f"{on}; {'; '.join(said) or 'every rule of the gate passes'}"
+    return "challenger", rules, f"{why}. `trueframe promote {version.number}` makes it the champion"
 
 
-def _champion_scores(
-    registry: Registry, champion: Version, test: pd.DataFrame, inputs: Inputs
-) -> tuple[pd.Series, float]:
-    """The champion's probabilities of the test images: as recorded, and computed now for those it hasn't seen."""
-    known = _recorded(registry, champion)
-    theirs = test["sha256"].map(known)
-    missing = test.loc[theirs.isna(), "sha256"].unique()
-    if len(missing):
-        print(f"scoring {len(missing):,} test images with the champion, version {champion.number}", flush=True)
-        detector = registry.load(champion.number)
-        index = pd.read_parquet(inputs.index)
-        rows = index[index["sha256"].isin(missing)].drop_duplicates("sha256")
-        files = shards.paths(inputs.data, rows["source"].unique())
+def _shown(value: float | None) -> str:
+    return "(undefined)" if value is None else f"{value:.4f}"
+
+
+def _compared(
+    registry: Registry, champion: Version, version: Version, name: str, settings: Register, inputs: Inputs
+) -> list[gate.Rule]:
+    """The gate's rules for a candidate, on its own test images."""
+    champions = _Champion(registry, champion)
+    test = pd.read_parquet(inputs.evaluations / name / "predictions.parquet").query("split == 'test'")
+    index = pd.read_parquet(inputs.index).drop_duplicates("sha256").set_index("sha256")
+    theirs = champions.scores(test["sha256"], index, inputs.data)
+    known = theirs.notna().to_numpy()
+    test, theirs = test[known], theirs[known]
+    own_after = pd.read_parquet(inputs.evaluations / name / "degraded.parquet")
+    their_after = champions.degraded(own_after, settings.gate.degraded_images, index, inputs.data)
+    own_after = own_after.set_index("sha256").loc[their_after.index]
+    names = list(their_after.columns)
+    own = registry.load(version.number)
+    seconds = _latencies([champions.detector, own])
+    return gate.compare(
+        gate.Judged(
+            champions.threshold,
+            theirs.to_numpy(),
+            their_after.to_numpy(),
+            int(champion.tags[_SIZE]) if _SIZE in champion.tags else None,
+            seconds[0],
+        ),
+        gate.Judged(
+            float(version.tags["threshold"]),
+            test["probability"].to_numpy(),
+            own_after[names].to_numpy(),
+            int(version.tags[_SIZE]),
+            seconds[1],
+        ),
+        gate.Images(
+            (test["label"] == "ai").to_numpy(),
+            index.loc[test["sha256"], "source"].to_numpy(str),
+            (own_after["label"] == "ai").to_numpy(),
+            names,
+        ),
+        settings,
+    )
+
+
+class _Champion:
+    """What the champion says of a candidate's test images: as recorded, and computed now for those it hasn't seen."""
+
+    def __init__(self, registry: Registry, version: Version) -> None:
+        self._registry, self._version = registry, version
+        self.threshold = float(version.tags.get("threshold", 0.5))
+
+    @cached_property
+    def detector(self) -> Any:
+        return self._registry.load(self._version.number)
+
+    def scores(self, wanted: pd.Series, index: pd.DataFrame, data: Path) -> pd.Series:
+        """P(ai) of test images.
+
+        Args:
+            wanted: their sha256.
+            index: of all images, by sha256.
+            data: folder of the shards.
+        """
+        recorded = self._recorded("predictions.parquet")
+        known = wanted.map(dict(zip(recorded["sha256"], recorded["probability"], strict=True)) if len(recorded) else {})
+        missing = wanted[known.isna()].unique()
         new: dict[str, float] = {}
-        for block in parallel.batched(shards.load(files, rows), 512):
-            for (row, _), answer in zip(block, detector.score([data for _, data in block]), strict=True):
-                new[rows.loc[row, "sha256"]] = answer["probability"]
-        theirs = theirs.fillna(test["sha256"].map(new))
-    return theirs, float(champion.tags.get("threshold", 0.5))
+        progress = parallel.Progress(f"test images scored with version {self._version.number}", len(missing))
+        for block in parallel.batched(_files(missing, index, data), 512):
+            answers = self.detector.score([file for _, file in block])
+            new |= {sha: answer["probability"] for (sha, _), answer in zip(block, answers, strict=True)}
+            progress.add(len(block))
+        return known.astype(float).fillna(wanted.map(new)).astype(float)
+
+    def degraded(self, own: pd.DataFrame, limit: int, index: pd.DataFrame, data: Path) -> pd.DataFrame:
+        """P(ai) under each degradation (columns) of some images (rows), by sha256.
+
+        Args:
+            own: the candidate's table.
+            limit: images in it; more only where they are recorded.
+            index: of all images, by sha256.
+            data: folder of the shards.
+        """
+        names = [str(entry) for entry in robustness.GRID]
+        recorded = self._recorded("degraded.parquet").drop_duplicates("sha256")
+        if not set(names) <= set(recorded.columns):
+            recorded = pd.DataFrame(columns=["sha256", *names])
+        recorded = recorded.set_index("sha256").loc[lambda rows: rows.index.isin(own["sha256"]), names]
+        missing = sorted(set(own["sha256"]) - set(recorded.index))[: max(0, limit - len(recorded))]
+        new: dict[str, list[float]] = {}
+        progress = parallel.Progress(f"degraded images scored with version {self._version.number}", len(missing))
+        for sha, file in _files(missing, index, data):
+            image = images.decode(file)
+            degraded = (_bmp(entry(image)) for entry in robustness.GRID)
+            blocks = [self.detector.score(block) for block in parallel.batched(degraded, _AT_ONCE)]
+            new[sha] = [answer["probability"] for block in blocks for answer in block]
+            progress.add()
+        return pd.concat([recorded, pd.DataFrame.from_dict(new, orient="index", columns=names)]).astype(float).dropna()
+
+    def _recorded(self, name: str) -> pd.DataFrame:
+        """A table that its evaluation logged; empty where it is gone."""
+        mlflow = self._registry.mlflow
+        try:
+            path = mlflow.artifacts.download_artifacts(run_id=self._version.run_id, artifact_path=f"evaluation/{name}")
+            return pd.read_parquet(path)
+        except (mlflow.exceptions.MlflowException, OSError):
+            return pd.DataFrame({"sha256": []})
 
 
-def _recorded(registry: Registry, champion: Version) -> dict[str, float]:
-    mlflow = registry.mlflow
-    try:
-        path = mlflow.artifacts.download_artifacts(
-            run_id=champion.run_id, artifact_path="evaluation/predictions.parquet"
-        )
-        rows = pd.read_parquet(path)
-    except (mlflow.exceptions.MlflowException, OSError):
-        return {}
-    return dict(zip(rows["sha256"], rows["probability"], strict=True))
+def _files(wanted: Any, index: pd.DataFrame, data: Path) -> Iterator[tuple[str, bytes]]:
+    """Image files by their sha256."""
+    rows = index.loc[wanted]
+    yield from shards.load(shards.paths(data, rows["source"].unique()), rows)
+
+
+def _bmp(image: Image.Image) -> bytes:
+    """A file that loses nothing and takes no time."""
+    buffer = io.BytesIO()
+    image.save(buffer, "BMP")
+    return buffer.getvalue()
+
+
+def _latencies(detectors: list[Any]) -> np.ndarray:
+    """Seconds for one JPEG of 512 px, shape (detectors, rounds), in turns, since other work comes and goes."""
+    buffer = io.BytesIO()
+    coarse = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    Image.fromarray(coarse).resize((512, 512), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    seconds = np.empty((_ROUNDS + 1, len(detectors)))
+    for turn in seconds:
+        for number, detector in enumerate(detectors):
+            began = time.perf_counter()
+            detector.score([buffer.getvalue()])
+            turn[number] = time.perf_counter() - began
+    return seconds[1:].T

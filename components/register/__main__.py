@@ -19,7 +19,7 @@ def run() -> None:
     args = parser.parse_args()
 
     settings = params.load(args.params)
-    inputs = Inputs(args.models, args.evaluations, args.index, args.data)
+    inputs = Inputs(args.models, args.evaluations, args.index, args.data, args.params)
     result = register(list(settings.train.candidates), settings.register_, inputs, args.out)
     for reason in result["reasons"]:
         print(reason)

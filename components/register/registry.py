@@ -1,14 +1,33 @@
-"""The model registry: versions, aliases, promotion and rollback."""
+"""The model registry: versions, aliases, promotion and rollback.
 
+Whoever moves the alias `champion`, in the MLflow UI too, the history of champions is kept in the registered model's
+tags: one tag an event, never changed, so that nothing is lost when two people promote at once. What was moved elsewhere
+is noted at the next look.
+"""
+
+import getpass
 import json
-from dataclasses import dataclass
-from typing import Any
+import os
+import socket
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 
 from components import tracking
 from components.stage import StageError
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-_HISTORY = "champion_history"
+FAILED = "gate_failed"
+"""The tag that names the gate's rules that a version fails, separated by commas."""
+OVERRULED = "gate_overruled"
+"""The tag that says who promoted a version despite these, when and why."""
+_EVENT = "champion."
+_SETTLE = 1.0  # s between an event and the move of the alias in another process, at most
+_REASON = 1000  # characters
+
+How = Literal["gate", "promoted", "rolled back", "found"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +39,25 @@ class Version:
     tags: dict[str, str]
     run_id: str
     created: int  # ms since 1970
+
+
+@dataclass(frozen=True)
+class Event:
+    """One move of the alias `champion`.
+
+    Attributes:
+        at: when, ISO 8601 in UTC; of one `found`, when it was noted.
+        version: that it was moved to.
+        how: by the gate, by a person's command, back by one, or `found`: moved elsewhere, as in the MLflow UI.
+        by: who, as user@host; of one `found`, who looked.
+        reason: that was given.
+    """
+
+    at: str
+    version: str
+    how: How
+    by: str
+    reason: str = ""
 
 
 class Registry:
@@ -39,7 +77,7 @@ class Registry:
 
     def versions(self) -> list[Version]:
         """All versions, the newest first; none before the first registration."""
-        aliases = self._aliases()
+        aliases = self._aliases(self._registered())
         found = self.client.search_model_versions(f"name = '{self.name}'", max_results=1000)
         return sorted(
             (
@@ -55,25 +93,50 @@ class Registry:
             key=lambda v: -int(v.number),
         )
 
-    def alias(self, alias: str) -> Version | None:
-        """The version that an alias points to."""
-        return next((v for v in self.versions() if alias in v.aliases), None)
-
-    def promote(self, number: str) -> None:
-        """Make a version the champion, and remember the one before.
+    def version(self, number: str) -> Version:
+        """One version.
 
         Raises:
             StageError: there is no such version.
         """
-        version = self._check(number)
-        before = self._aliases().get(CHAMPION)
-        history = self._history()
-        if before is not None and (not history or history[-1] != before):
-            history.append(before)  # moved in the MLflow UI
-        if not history or history[-1] != number:
-            history.append(number)
-        self._remember(history)
-        self.client.set_registered_model_alias(self.name, CHAMPION, number)
+        versions = {v.number: v for v in self.versions()}
+        if number not in versions:
+            known = ", ".join(sorted(versions, key=int)) or "none yet; `trueframe run` trains one"
+            raise StageError(f"{self.name} has no version {number}; versions: {known}")
+        return versions[number]
+
+    def alias(self, alias: str) -> Version | None:
+        """The version that an alias points to."""
+        return next((v for v in self.versions() if alias in v.aliases), None)
+
+    def promote(self, number: str, *, how: How = "promoted", force: bool = False, reason: str = "") -> None:
+        """Make a version the champion.
+
+        Args:
+            number: of the version.
+            how: it came to that.
+            force: despite the gate's rules that it fails.
+            reason: is kept in the history, and as a tag of the version where rules were overruled.
+
+        Raises:
+            StageError: there is no such version, or it fails a rule and nobody said why it is to be promoted all the
+                same.
+        """
+        version = self.version(number)
+        failed = version.tags.get(FAILED)
+        if failed and CHAMPION not in version.aliases:
+            if not (force and reason):
+                raise StageError(
+                    f"{self.name} version {number} fails a rule of the gate ({failed}); "
+                    f'`trueframe promote {number} --force --reason "..."` promotes it all the same'
+                )
+            said = f"{_now().isoformat(timespec='seconds')} {_who()}: {reason[:_REASON]} (failed: {failed})"
+            self.client.set_model_version_tag(self.name, number, OVERRULED, said)
+        events = self.history()
+        if CHAMPION not in version.aliases:
+            # The alias first: killed in between, the next look notes the move; no event tells of one that never was.
+            self.client.set_registered_model_alias(self.name, CHAMPION, number)
+            self._note(events, number, how, reason)
         if CHALLENGER in version.aliases:
             self.client.delete_registered_model_alias(self.name, CHALLENGER)
 
@@ -81,24 +144,35 @@ class Registry:
         """Make a version the challenger."""
         self.client.set_registered_model_alias(self.name, CHALLENGER, number)
 
-    def rollback(self) -> str:
-        """Make the champion before this one the champion again, and return its number.
+    def rollback(self, reason: str = "") -> str:
+        """Make the champion before this one the champion again, and return its number; deleted ones are skipped.
 
         Raises:
             StageError: there was none before.
         """
-        current = self._aliases().get(CHAMPION)
-        history = self._history()
-        if history and history[-1] == current:
-            history.pop()
+        events = self.history()
+        current = self._aliases(self._registered()).get(CHAMPION)
         existing = {v.number for v in self.versions()}
-        while history and history[-1] not in existing:
-            history.pop()
-        if current is None or not history:
+        before = [number for number in line(events) if number in existing and number != current]
+        if not before:
             raise StageError(f"{self.name} has no earlier champion; `trueframe promote VERSION` chooses one")
-        self._remember(history)
-        self.client.set_registered_model_alias(self.name, CHAMPION, history[-1])
-        return history[-1]
+        # The event first: killed in between, the next look finds the old champion still there, which is the truth. The
+        # other way around it would look like a promotion, and the next rollback would lead forward again.
+        self._note(events, before[-1], "rolled back", reason)
+        self.client.set_registered_model_alias(self.name, CHAMPION, before[-1])
+        return before[-1]
+
+    def history(self) -> list[Event]:
+        """The moves of the alias `champion`, the oldest first. One that was made elsewhere is noted now."""
+        events, current = self._events()
+        if current is None or line(events)[-1:] == [current]:
+            return events
+        time.sleep(_SETTLE)  # a promotion in another process may be about to note it
+        events, again = self._events()
+        if again == current and line(events)[-1:] != [current]:
+            self._note(events, current, "found", "")
+            events, _ = self._events()
+        return events
 
     def load(self, number: str) -> Any:
         """The detector of a version (see `components.serve.detector.Detector`).
@@ -108,7 +182,7 @@ class Registry:
         """
         from components import networks
 
-        self._check(number)
+        self.version(number)
         networks.load_keras()
         try:
             model = self.mlflow.pyfunc.load_model(f"models:/{self.name}/{number}")
@@ -119,20 +193,24 @@ class Registry:
                 "its artifacts are gone or damaged. `trueframe rollback` goes to the champion before"
             ) from None
 
-    def _check(self, number: str) -> Version:
-        versions = {v.number: v for v in self.versions()}
-        if number not in versions:
-            known = ", ".join(sorted(versions, key=int)) or "none yet; `trueframe run` trains one"
-            raise StageError(f"{self.name} has no version {number}; versions: {known}")
-        return versions[number]
+    def _note(self, events: list[Event], version: str, how: How, reason: str) -> None:
+        """Add an event, after those that are known, whatever this machine's clock says."""
+        at = _now()
+        if events:
+            at = max(at, datetime.fromisoformat(events[-1].at) + timedelta(microseconds=1))
+        event = Event(at.isoformat(timespec="microseconds"), version, how, _who(), reason[:_REASON])
+        key = f"{_EVENT}{at:%Y%m%dT%H%M%S.%f}.{uuid.uuid4().hex[:8]}"
+        self.client.set_registered_model_tag(self.name, key, json.dumps(asdict(event)))
 
-    def _aliases(self) -> dict[str, str]:
+    def _events(self) -> tuple[list[Event], str | None]:
         model = self._registered()
+        tags = model.tags if model else {}
+        events = [Event(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(_EVENT)]
+        return events, self._aliases(model).get(CHAMPION)
+
+    @staticmethod
+    def _aliases(model: Any) -> dict[str, str]:
         return {alias: str(number) for alias, number in model.aliases.items()} if model else {}
-
-    def _history(self) -> list[str]:
-        model = self._registered()
-        return [str(number) for number in json.loads(model.tags.get(_HISTORY, "[]"))] if model else []
 
     def _registered(self) -> Any:
         """The registered model, or None before the first version."""
@@ -143,5 +221,26 @@ class Registry:
                 return None
             raise
 
-    def _remember(self, history: list[str]) -> None:
-        self.client.set_registered_model_tag(self.name, _HISTORY, json.dumps(history))
+
+def line(events: list[Event]) -> list[str]:
+    """The champions that led to the present one, which is last: what was rolled back is no longer among them."""
+    champions: list[str] = []
+    for event in events:
+        if event.how == "rolled back" and event.version in champions:
+            del champions[len(champions) - champions[::-1].index(event.version) :]
+        elif champions[-1:] != [event.version]:
+            champions.append(event.version)
+    return champions
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _who() -> str:
+    """The user that MLflow knows, or the system's."""
+    try:
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a user without a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components import images, networks, shards
-from components.evaluate import evaluate, robustness
+from components import images, networks, robustness, shards
+from components.evaluate import evaluate
 from components.evaluate.decision import Scored, calibrate
 from components.ingest import ingest
 from components.networks.inference import Scorer
@@ -158,9 +158,23 @@ def test_the_same_again_gives_the_same_decision(root: Path, tmp_path: Path) -> N
     assert (tmp_path / "metrics.json").read_bytes() == (root / "evaluation/both/metrics.json").read_bytes()
 
 
+def test_the_degraded_scores_are_kept_for_each_image(root: Path) -> None:
+    """So that another version can be compared with this one on the same degraded images."""
+    metrics = json.loads((root / "evaluation/both/metrics.json").read_text())
+    after = pd.read_parquet(root / "evaluation/both/degraded.parquet")
+    labels = after["label"] == "ai"
+    assert list(after.columns) == ["sha256", "label", *map(str, robustness.GRID)]
+    for entry, degradation in zip(metrics["robustness"], robustness.GRID, strict=True):
+        said = after[str(degradation)] >= metrics["threshold"]
+        assert (said == labels).mean() == pytest.approx(entry["accuracy"]), str(degradation)
+    test = pd.read_parquet(root / "evaluation/both/predictions.parquet").query("split == 'test'")
+    assert set(after["sha256"]) <= set(test["sha256"])
+
+
 def test_without_degraded_images_the_grid_is_left_out(root: Path, tmp_path: Path) -> None:
     plain = SETTINGS.model_copy(update={"robustness_images": 0, "degraded_images": 0})
     metrics = judge(root, "whole", ["whole"], tmp_path, plain)
     assert metrics["robustness"] == []
+    assert pd.read_parquet(tmp_path / "degraded.parquet").empty
     assert "After a re-save" not in (tmp_path / "report.html").read_text()
     assert "degraded" not in (tmp_path / "model_card.md").read_text()

@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from components import images, networks
+from components import images, networks, robustness, shards
 from components.networks.familiarity import Familiarity
 from components.networks.inference import Scorer
 from components.params import Register
-from components.register import Inputs, _packages, gate, register
+from components.register import LINEAGE, Inputs, _Champion, _packages, register
 from components.register.registry import Registry
 from components.stage import StageError
 
-SETTINGS = Register(min_scores={"balanced_accuracy": 0.6})
+SETTINGS = Register(min_scores={"balanced_accuracy": 0.6}, policy="automatic")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,20 +71,25 @@ def candidate(inputs: Inputs, name: str, accuracy: float, seed: int) -> None:
         }
     )
     rows.to_parquet(inputs.evaluations / name / "predictions.parquet")
+    rows[["sha256"]].assign(source="mine").to_parquet(inputs.index)
+    after = rows.iloc[::2].drop(columns=["probability", "split"])
+    after = after.assign(**{str(entry): rows["probability"] for entry in robustness.GRID})
+    after.to_parquet(inputs.evaluations / name / "degraded.parquet")
     scores = {"balanced_accuracy": accuracy, "accuracy": accuracy, "auroc": accuracy, "n": 200}
     scores["intervals"] = {"balanced_accuracy": [accuracy - 0.03, accuracy + 0.03]}
     (inputs.evaluations / name / "metrics.json").write_text(json.dumps(scores))
 
 
-def run(inputs: Inputs, *names: str, model: str) -> dict:
+def run(inputs: Inputs, *names: str, model: str, **changed: object) -> dict:
     """Register, and put the predictions where the evaluation would have logged them."""
-    settings = SETTINGS.model_copy(update={"model": model})
+    settings = SETTINGS.model_copy(update={"model": model, **changed})
     result = register(list(names), settings, inputs, inputs.models / "registration.json")
     if result["version"]:
         registry = Registry(model)
         version = next(v for v in registry.versions() if v.number == result["version"])
-        predictions = inputs.evaluations / result["candidate"] / "predictions.parquet"
-        registry.client.log_artifact(version.run_id, str(predictions), "evaluation")
+        for name in ("predictions.parquet", "degraded.parquet"):
+            file = inputs.evaluations / result["candidate"] / name
+            registry.client.log_artifact(version.run_id, str(file), "evaluation")
     assert json.loads((inputs.models / "registration.json").read_text()) == result
     return result
 
@@ -100,7 +105,7 @@ def test_champion_challenger_and_nothing_twice(inputs: Inputs) -> None:
     worse = run(inputs, "b", model="story")
     assert (worse["decision"], worse["version"]) == ("challenger", "2")
     assert worse["aliases"] == {"champion": "1", "challenger": "2"}
-    assert "0.7500 against 0.8000 of version 1" in worse["reasons"][-1]
+    assert "balanced accuracy 0.7500 against 0.8000 of version 1 on the same 200 images" in worse["reasons"][-1]
 
     better = run(inputs, "a", "b", "c", model="story")
     assert (better["decision"], better["version"]) == ("champion", "3")
@@ -185,37 +190,109 @@ def test_an_ensemble_is_one_version_with_all_its_members(inputs: Inputs) -> None
     assert run(inputs, "a", "b", "both", model="together")["version"] == "2"
 
 
-def test_rollback_after_a_move_in_the_ui(inputs: Inputs) -> None:
-    for number, accuracy in enumerate((0.7, 0.8, 0.9)):
-        candidate(inputs, f"m{number}", accuracy, 10 + number)
-        run(inputs, f"m{number}", model="moved")
-    registry = Registry("moved")
-    registry.client.set_registered_model_alias("moved", "champion", "1")  # as the MLflow UI does
-    registry.promote("2")
-    assert registry.rollback() == "1"
-    assert registry.rollback() == "3"
+def test_once_there_is_a_champion_a_person_promotes(inputs: Inputs) -> None:
+    candidate(inputs, "a", 0.80, 10)
+    candidate(inputs, "b", 0.90, 11)
+    candidate(inputs, "c", 0.70, 12)
+    first = run(inputs, "a", model="person", policy="manual")
+    assert (first["decision"], first["gate"]) == ("champion", [])
+    better = run(inputs, "b", model="person", policy="manual")
+    assert (better["decision"], better["policy"]) == ("challenger", "manual")
+    assert better["aliases"] == {"champion": "1", "challenger": "2"}
+    assert "`trueframe promote 2` makes it the champion" in better["reasons"][-1]
+    rules = {rule["rule"]: rule for rule in better["gate"]}
+    assert list(rules) == [
+        "balanced accuracy",
+        "worst degradation",
+        "worst source",
+        "real accuracy",
+        "calibration error",
+        "size",
+        "latency",
+    ]
+    assert {rule["verdict"] for name, rule in rules.items() if name != "latency"} == {"pass"}
+    assert rules["balanced accuracy"]["difference"] == pytest.approx(0.1)
+    assert rules["latency"]["champion"] > 0 and rules["size"]["difference"] == pytest.approx(1, rel=0.1)
+
+    registry = Registry("person")
+    registry.promote("2", reason="better")
+    assert {v.number: v.aliases for v in registry.versions()} == {"2": ["champion"], "1": []}
+    # What was decided is told again, with its table.
+    assert run(inputs, "b", model="person", policy="manual")["gate"] == better["gate"]
+    described = registry.client.get_model_version("person", "2").description
+    assert described.startswith("A detector, right in 90%.")
+    assert "Compared with version 1" in described and "| worst source | 0.8000 | 0.9000 | +0.1000 |" in described
+
+    run(inputs, "c", model="person", policy="manual")
+    with pytest.raises(StageError, match=r"version 3 fails a rule of the gate \(balanced accuracy, .*--force --reason"):
+        registry.promote("3")
+    with pytest.raises(StageError, match="fails a rule"):
+        registry.promote("3", force=True)
+    registry.promote("3", force=True, reason="knows a new generator")
+    overruled = registry.version("3").tags["gate_overruled"]
+    assert "knows a new generator (failed: balanced accuracy, " in overruled and "@" in overruled
+    assert registry.alias("champion").number == "3"
+    assert [(e.version, e.how, e.reason) for e in registry.history()] == [
+        ("1", "gate", ""),
+        ("2", "promoted", "better"),
+        ("3", "promoted", "knows a new generator"),
+    ]
+
+
+def test_a_version_keeps_the_settings_and_locks_by_which_it_was_made(inputs: Inputs, tmp_path: Path) -> None:
+    candidate(inputs, "a", 0.80, 13)
+    settings = tmp_path / "mine.yaml"
+    settings.write_text("ingest: {}\n")
+    run(Inputs(inputs.models, inputs.evaluations, inputs.index, inputs.data, settings), "a", model="kept")
+    registry = Registry("kept")
+    version = registry.version("1")
+    folder = Path(registry.mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path=LINEAGE))
+    assert (folder / "params.yaml").read_text() == "ingest: {}\n"
+    assert (folder / "requirements.lock").read_text() == Path("requirements.lock").read_text()
+    assert {"git_commit", "git_dirty", "data_md5", "params_md5", "requirements_lock_md5"} <= version.tags.keys()
+
+
+def test_the_champion_scores_what_it_has_not_seen(inputs: Inputs) -> None:
+    """Images as they are and degraded, a bounded number of the latter, by the same path as the judge's."""
+    candidate(inputs, "a", 0.80, 14)
+    run(inputs, "a", model="unseen")
+    registry = Registry("unseen")
+    champion = _Champion(registry, registry.version("1"))
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (24, 30, 3)).astype(np.uint8)) for _ in range(3)]
+    files = [io.BytesIO() for _ in pictures]
+    for picture, file in zip(pictures, files, strict=True):
+        picture.save(file, "PNG")
+    names = [f"new {number}" for number in range(3)]
+    rows = [
+        {**dict.fromkeys(shards.SCHEMA.names), "image": {"bytes": file.getvalue(), "path": name}, "sha256": name}
+        for name, file in zip(names, files, strict=True)
+    ]
+    (inputs.data / "mine").mkdir(parents=True)
+    shards.write(inputs.data / "mine/one-00000.parquet", rows)
+    index = pd.DataFrame({"sha256": names, "source": "mine", "shard": "mine/one-00000", "row": range(3)})
+    index = index.set_index("sha256")
+
+    scorer = Scorer(inputs.models / "a/network.keras")
+
+    def expected(seen: list[Image.Image]) -> np.ndarray:
+        return 1 / (1 + np.exp(-scorer.logits(np.stack([images.render(image, "16") for image in seen]))))
+
+    known = f"{5:064d}"
+    scored = champion.scores(pd.Series([names[1], known, names[0]]), index, inputs.data)
+    np.testing.assert_allclose(scored, [expected(pictures)[1], 0.1, expected(pictures)[0]], atol=1e-6)
+
+    own = pd.DataFrame({"sha256": [*names, f"{4:064d}"]})
+    table = champion.degraded(own, 3, index, inputs.data)
+    assert list(table.index) == [f"{4:064d}", *names[:2]] and (table.iloc[0] == 0.9).all()
+    after = [entry(pictures[0]) for entry in robustness.GRID]
+    np.testing.assert_allclose(table.loc[names[0]], expected(after), atol=1e-6)
+    assert list(champion.degraded(own, 0, index, inputs.data).index) == [f"{4:064d}"]
 
 
 def test_what_cannot_be_done_says_why(inputs: Inputs) -> None:
-    with pytest.raises(StageError, match="no version 7; versions: none yet"):
-        Registry("absent").promote("7")
-    with pytest.raises(StageError, match="no earlier champion"):
-        Registry("absent").rollback()
     with pytest.raises(StageError, match=r"metrics\.json: not here"):
         run(inputs, "never-evaluated", model="absent")
-
-
-def test_the_gate_takes_the_best_of_those_that_pass() -> None:
-    scores = {
-        "sharp": {"balanced_accuracy": 0.9, "auroc": 0.6},
-        "sound": {"balanced_accuracy": 0.8, "auroc": 0.9},
-        "weak": {"balanced_accuracy": 0.7, "auroc": 0.8},
-        "unknown": {"balanced_accuracy": 0.99, "auroc": None},
-    }
-    winner, reasons = gate.best(scores, "balanced_accuracy", {"auroc": 0.75})
-    assert winner == "sound"
-    assert any(r.startswith("sharp: auroc 0.6000 is below 0.75") for r in reasons)
-    assert any(r.startswith("unknown:") for r in reasons)
 
 
 def test_a_detector_asks_for_keras_hub_where_its_encoder_is_from_there(inputs: Inputs) -> None:

@@ -1,5 +1,6 @@
 """The figures by which a detector is judged, each with its bootstrap interval."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -38,28 +39,43 @@ def summarise(
         resampling) and `n`. A value is null where the images don't define it, such as the AUROC of one class alone.
     """
     n = len(labels)
-    values = _weighted(labels, probabilities, threshold, np.ones((1, n)))
-    rng = np.random.default_rng(seed)
-    parts = []
-    for start in range(0, resamples, step := max(1, _CHUNK // max(n, 1))):
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=min(step, resamples - start)).astype(np.float64)
-        parts.append(_weighted(labels, probabilities, threshold, weights))
+    values = weighted(labels, probabilities, threshold, np.ones((1, n)))
+    parts = [weighted(labels, probabilities, threshold, weights) for weights in resampled(n, resamples, seed)]
     result: dict[str, Any] = {}
     intervals: dict[str, list[float] | None] = {}
     for name in NAMES:
         value = float(values[name][0])
-        drawn = np.concatenate([part[name] for part in parts])
-        drawn = drawn[np.isfinite(drawn)]
-        if np.isfinite(value) and len(drawn):
-            # A resample repeats images, which alone makes the calibration error larger: that bias is taken off.
-            low, high = np.percentile(drawn, [2.5, 97.5]) - np.median(drawn) + value
-            result[name], intervals[name] = value, [max(0.0, float(low)), min(1.0, float(high))]
+        found = interval(np.concatenate([part[name] for part in parts]), value)
+        if found:
+            result[name], intervals[name] = value, [max(0.0, found[0]), min(1.0, found[1])]
         else:
             result[name] = intervals[name] = None
     return {**result, "intervals": intervals, "n": n}
 
 
-def _weighted(labels: np.ndarray, p: np.ndarray, threshold: float, weights: np.ndarray) -> dict[str, np.ndarray]:
+def resampled(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """The bootstrap's resamples as how often each image occurs: float64, shape (b, n), a piece at a time."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, step := max(1, _CHUNK // max(n, 1))):
+        yield rng.multinomial(n, np.full(n, 1 / n), size=min(step, resamples - start)).astype(np.float64)
+
+
+def interval(drawn: np.ndarray, value: float) -> list[float] | None:
+    """The 95 % interval of a figure, or None where it isn't defined.
+
+    Args:
+        drawn: float, shape (b,): the figure of each resample.
+        value: the figure of the images as they are.
+    """
+    drawn = drawn[np.isfinite(drawn)]
+    if not np.isfinite(value) or not len(drawn):
+        return None
+    # A resample repeats images, which alone makes the calibration error larger: that bias is taken off.
+    low, high = np.percentile(drawn, [2.5, 97.5]) - np.median(drawn) + value
+    return [float(low), float(high)]
+
+
+def weighted(labels: np.ndarray, p: np.ndarray, threshold: float, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Metrics under several weightings of the images (shape (b, n)) at once, each of shape (b,)."""
     order = np.argsort(-p, kind="stable")
     y, p, w = labels[order].astype(bool), p[order], weights[:, order]

@@ -61,6 +61,9 @@ class Degradation(NamedTuple):
         """The image after it."""
         return self.function(image, self.strength)
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.strength:g}"
+
 
 GRID = [
     Degradation(function.__name__, function, strength)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.evaluate import robustness
-from components.evaluate.robustness import GRID, Degradation
+from components import robustness
+from components.robustness import GRID, Degradation
 
 Picture = Callable[..., Image.Image]
 

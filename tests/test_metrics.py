@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from components.evaluate import metrics
+from components import metrics
 
 
 @pytest.fixture
