@@ -24,7 +24,7 @@ FAILED = "gate_failed"
 OVERRULED = "gate_overruled"
 """The tag that says who promoted a version despite these, when and why."""
 _EVENT = "champion."
-_SETTLE = 1.0  # s between an event and the move of the alias in another process, at most
+_SETTLE = 2.0  # s between an event and the move of the alias in another process, at most
 _REASON = 1000  # characters
 
 How = Literal["gate", "promoted", "rolled back", "found"]

@@ -1,4 +1,4 @@
-"""A Prefect server for the session, and a project for each module."""
+"""A Prefect server and an MLflow server for the session, and a project for each module."""
 
 from collections.abc import Iterator
 
@@ -16,6 +16,28 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
     try:
         wait_for(f"http://127.0.0.1:{port}/api/health", server)
         yield {**env, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    finally:
+        stop(server)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running MLflow server that keeps the artifacts too, and sends webhooks to this machine."""
+    from cryptography.fernet import Fernet
+
+    root = tmp_path_factory.mktemp("mlflow")
+    port = free_port()
+    env = {
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    where = ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "artifacts", "--port", str(port)]
+    server = Project(root, env).start("mlflow", "server", *where, "--workers", "1", log="server.log")
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", server)
+        yield f"http://127.0.0.1:{port}"
     finally:
         stop(server)
 

@@ -71,7 +71,7 @@ def candidate(inputs: Inputs, name: str, accuracy: float, seed: int) -> None:
         }
     )
     rows.to_parquet(inputs.evaluations / name / "predictions.parquet")
-    rows[["sha256"]].assign(source="mine").to_parquet(inputs.index)
+    rows[["sha256"]].assign(source="mine", shard="mine/none", row=0).to_parquet(inputs.index)
     after = rows.iloc[::2].drop(columns=["probability", "split"])
     after = after.assign(**{str(entry): rows["probability"] for entry in robustness.GRID})
     after.to_parquet(inputs.evaluations / name / "degraded.parquet")
@@ -123,7 +123,7 @@ def test_champion_challenger_and_nothing_twice(inputs: Inputs) -> None:
 def test_a_registration_that_was_killed_is_finished(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     candidate(inputs, "a", 0.80, 4)
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "promote", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Registry, "promote", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(inputs, "a", model="killed")
     assert [v.aliases for v in Registry("killed").versions()] == [[]]
