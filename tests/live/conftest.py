@@ -36,7 +36,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     where = ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "artifacts", "--port", str(port)]
     server = Project(root, env).start("mlflow", "server", *where, "--workers", "1", log="server.log")
     try:
-        wait_for(f"http://127.0.0.1:{port}/health", server)
+        wait_for(f"http://127.0.0.1:{port}/health", server, 300)
         yield f"http://127.0.0.1:{port}"
     finally:
         stop(server)

@@ -266,11 +266,17 @@ def test_a_killed_training_resumes_and_ends_as_if_it_had_not_been_killed(project
 
 
 def test_promote_and_rollback(project: Project) -> None:
-    project.ok("trueframe", "promote", "1")
     newest = versions(project)[0].split()[0]
-    project.ok("trueframe", "promote", newest)
+    assert versions(project) == [f"{newest} challenger", *map(str, range(int(newest) - 1, 1, -1)), "1 champion"]
+    rules = [rule["rule"] for rule in json.loads((project.root / "artifacts/registration.json").read_text())["gate"]]
+    assert len(rules) == 7 and "worst degradation" in rules
+    with urllib.request.urlopen(f"{project.env['PREFECT_API_URL']}/artifacts/retraining/latest") as answer:
+        assert "| worst degradation |" in json.load(answer)["data"]
+    project.ok("trueframe", "promote", newest, "--force", "--reason", "a try")
     assert f"{newest} champion" in versions(project)
     assert "version 1 is the champion again" in project.ok("trueframe", "rollback")
+    history = project.ok("trueframe", "models", "--history")
+    assert "a try" in history and "rolled back" in history
     # A run that brings nothing new doesn't undo what a person decided.
     project.ok("trueframe", "run")
     assert "1 champion" in versions(project)
