@@ -221,6 +221,7 @@ def _decide(
     registry: Registry, version: Version, name: str, settings: Register, inputs: Inputs
 ) -> tuple[str, list[gate.Rule], str]:
     """The decision, the gate's rules, and the reason; noted on the version before the aliases move."""
+    registry.history()  # notes a champion that was chosen in the UI
     champion = registry.alias(CHAMPION)
     if champion is not None and champion.number == version.number:
         return "champion", [], "it is the champion already"

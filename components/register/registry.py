@@ -26,6 +26,7 @@ OVERRULED = "gate_overruled"
 _EVENT = "champion."
 _SETTLE = 2.0  # s between an event and the move of the alias in another process, at most
 _REASON = 1000  # characters
+_WAITS = (0.1, 0.3, 1.0, 3.0)  # s before a write that failed is tried again
 
 How = Literal["gate", "promoted", "rolled back", "found"]
 
@@ -131,18 +132,18 @@ class Registry:
                     f'`trueframe promote {number} --force --reason "..."` promotes it all the same'
                 )
             said = f"{_now().isoformat(timespec='seconds')} {_who()}: {reason[:_REASON]} (failed: {failed})"
-            self.client.set_model_version_tag(self.name, number, OVERRULED, said)
+            self._write("set_model_version_tag", number, OVERRULED, said)
         events = self.history()
         if CHAMPION not in version.aliases:
             # The alias first: killed in between, the next look notes the move; no event tells of one that never was.
-            self.client.set_registered_model_alias(self.name, CHAMPION, number)
+            self._write("set_registered_model_alias", CHAMPION, number)
             self._note(events, number, how, reason)
         if CHALLENGER in version.aliases:
-            self.client.delete_registered_model_alias(self.name, CHALLENGER)
+            self._write("delete_registered_model_alias", CHALLENGER)
 
     def challenge(self, number: str) -> None:
         """Make a version the challenger."""
-        self.client.set_registered_model_alias(self.name, CHALLENGER, number)
+        self._write("set_registered_model_alias", CHALLENGER, number)
 
     def rollback(self, reason: str = "") -> str:
         """Make the champion before this one the champion again, and return its number; deleted ones are skipped.
@@ -159,7 +160,7 @@ class Registry:
         # The event first: killed in between, the next look finds the old champion still there, which is the truth. The
         # other way around it would look like a promotion, and the next rollback would lead forward again.
         self._note(events, before[-1], "rolled back", reason)
-        self.client.set_registered_model_alias(self.name, CHAMPION, before[-1])
+        self._write("set_registered_model_alias", CHAMPION, before[-1])
         return before[-1]
 
     def history(self) -> list[Event]:
@@ -189,7 +190,7 @@ class Registry:
             return model.unwrap_python_model().detector
         except (self.mlflow.exceptions.MlflowException, OSError, KeyError, ValueError) as error:
             raise StageError(
-                f"{self.name} version {number} can't be loaded ({str(error).splitlines()[0]}); "
+                f"{self.name} version {number} can't be loaded ({_first_line(error)}); "
                 "its artifacts are gone or damaged. `trueframe rollback` goes to the champion before"
             ) from None
 
@@ -200,7 +201,22 @@ class Registry:
             at = max(at, datetime.fromisoformat(events[-1].at) + timedelta(microseconds=1))
         event = Event(at.isoformat(timespec="microseconds"), version, how, _who(), reason[:_REASON])
         key = f"{_EVENT}{at:%Y%m%dT%H%M%S.%f}.{uuid.uuid4().hex[:8]}"
-        self.client.set_registered_model_tag(self.name, key, json.dumps(asdict(event)))
+        self._write("set_registered_model_tag", key, json.dumps(asdict(event)))
+
+    def _write(self, what: str, *values: str) -> None:
+        """Change something of the registered model, again where another process wrote at the same moment.
+
+        MLflow's store looks before it inserts, so of two who first set an alias at once one is told of a broken
+        constraint; SQLite may be locked.
+        """
+        for wait in (*_WAITS, None):
+            try:
+                getattr(self.client, what)(self.name, *values)
+                return
+            except self.mlflow.exceptions.MlflowException as error:
+                if wait is None or error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    raise StageError(f"{self.name}: {what.replace('_', ' ')} failed: {_first_line(error)}") from None
+                time.sleep(wait)
 
     def _events(self) -> tuple[list[Event], str | None]:
         model = self._registered()
@@ -231,6 +247,10 @@ def line(events: list[Event]) -> list[str]:
         elif champions[-1:] != [event.version]:
             champions.append(event.version)
     return champions
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _now() -> datetime:

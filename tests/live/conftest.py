@@ -31,6 +31,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     where = ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "artifacts", "--port", str(port)]

@@ -152,6 +152,8 @@ def test_promotion_in_the_mlflow_ui(mlflow_server: str, tmp_path: Path) -> None:
         page.keyboard.press("Enter")
         page.screenshot(path=tmp_path / "promotion.png")
         dialog.get_by_role("button", name="Save aliases").click()
+        expect(dialog).to_be_hidden()
+        page.reload()  # the page shows its own change at the next look only
         expect(rows[1].get_by_title("champion")).to_be_visible()
         expect(rows[0].get_by_title("champion")).to_have_count(0)
 

@@ -101,6 +101,29 @@ def test_a_promotion_that_was_killed_leaves_the_truth(tmp_path: Path, monkeypatc
     assert registry.rollback() == "2"
 
 
+def test_a_write_that_another_process_got_in_the_way_of_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    registry = made("busy", 1, tmp_path)
+    monkeypatch.setattr(module, "_WAITS", (0, 0))
+    write, refusals = registry.client.set_registered_model_alias, [2]
+
+    def busy(*values: str) -> None:
+        refusals[0] -= 1
+        if refusals[0] >= 0:
+            raise MlflowException("UNIQUE constraint failed")
+        write(*values)
+
+    monkeypatch.setattr(registry.client, "set_registered_model_alias", busy)
+    registry.promote("1")
+    assert champion(registry) == "1"
+    refusals[0] = 9
+    with pytest.raises(StageError, match="set registered model alias failed: UNIQUE"):
+        registry.challenge("1")
+
+
 def test_events_stay_in_order_whatever_the_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datetime import UTC, datetime
 
