@@ -22,7 +22,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Project:
     params["evaluate"] = {"bootstrap": 100, "robustness_images": 20, "degraded_images": 20}
     project.params = params
     for command in ("components.ingest sample", "dvc add data", "dvc repro", "components.register"):
-        project.ok("python", "-m", *command.split())
+        project.ok("python", "-m", *command.split(), timeout=900)
     return project
 
 
@@ -46,7 +46,7 @@ def test_the_same_scores_come_out(registered: Project) -> None:
     params = registered.params
     registered.params = {**params, "preprocess": {**params["preprocess"], "seed": 8}}
     shutil.rmtree(registered.root / "data")
-    output = registered.ok("trueframe", "reproduce", "1", timeout=500)
+    output = registered.ok("trueframe", "reproduce", "1", timeout=900)
     metrics = json.loads((registered.root / "artifacts/evaluation/small/metrics.json").read_text())
     rows = [line for line in output.splitlines() if "│" in line]
     assert len(rows) == sum(bool(interval) for interval in metrics["intervals"].values())
