@@ -49,6 +49,7 @@ def test_help_imports_nothing_heavy(folder: Path) -> None:
         "models",
         "promote",
         "rollback",
+        "reproduce",
         "doctor",
     ):
         assert command in done.stdout

@@ -250,7 +250,8 @@ def _decide(
     unclear = [rule.rule for rule in rules if rule.verdict == "unclear"]
     said = [f"{word}: {', '.join(found)}" for word, found in (("failed", failed), ("unclear", unclear)) if found]
     why = f"{on}; {'; '.join(said) or 'every rule of the gate passes'}"
-    return "challenger", rules, f"{why}. `trueframe promote {version.number}` makes it the champion"
+    force = ' --force --reason "..."' if failed else ""
+    return "challenger", rules, f"{why}. `trueframe promote {version.number}{force}` makes it the champion"
 
 
 def _shown(value: float | None) -> str:
@@ -267,7 +268,7 @@ def _compared(
     theirs = champions.scores(test["sha256"], index, inputs.data)
     known = theirs.notna().to_numpy()
     test, theirs = test[known], theirs[known]
-    own_after = pd.read_parquet(inputs.evaluations / name / "degraded.parquet")
+    own_after = pd.read_parquet(inputs.evaluations / name / "degraded.parquet").drop_duplicates("sha256")
     their_after = champions.degraded(own_after, settings.gate.degraded_images, index, inputs.data)
     own_after = own_after.set_index("sha256").loc[their_after.index]
     names = list(their_after.columns)
