@@ -277,6 +277,20 @@ class Register(Section):
     gate: Gate = Gate()
 
 
+class Serve(Section):
+    """Limits of the gateway in front of the model servers."""
+
+    max_body_mb: int = Field(64, ge=1, description="MiB of a request's body, at most")
+    max_images: int = Field(256, ge=1, description="images in a request, at most")
+    max_requests: int = Field(32, ge=1, description="that are answered at once; more are turned away with 503")
+    rate: int | None = Field(
+        None, ge=1, description="images a minute for each API key, or address where none is needed"
+    )
+    read_s: float = Field(20, gt=0, description="s in which a request has to be here")
+    answer_s: float = Field(60, ge=1, description="s in which it is answered")
+    poll_s: float = Field(5, gt=0, description="s between two looks at the registry with --follow")
+
+
 class Params(Section):
     """Every setting, one section a stage. Those that DVC watches have to be there, if only as `{}`."""
 
@@ -287,6 +301,7 @@ class Params(Section):
     evaluate: Evaluate
     register_: Register = Field(Register(), alias="register")
     tune: Tune = Tune()
+    serve: Serve = Serve()
 
     @model_validator(mode="after")
     def _views_exist(self) -> Self:

@@ -241,18 +241,17 @@ def check(
 def serve(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5001,
     host: str = "127.0.0.1",
-    workers: Annotated[int, typer.Option(min=1)] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="model servers, each with the network in memory")] = 1,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="move to each new champion, without a failed request")
+    ] = False,
 ) -> None:
-    """`mlflow models serve` for the champion."""
+    """`mlflow models serve` for the champion, behind a gateway with limits, keys, uploads and metrics."""
     from components.params import load
-    from components.register.registry import CHAMPION, Registry
     from flows import serving
 
-    name = load().register_.model
-    champion = Registry(name).alias(CHAMPION)
-    if champion is None:
-        raise StageError("there is no champion yet; `trueframe run` trains one")
-    serving.serve(f"models:/{name}@{CHAMPION}", champion.number, host, port, workers)
+    settings = load()
+    serving.serve(settings.register_.model, settings.serve, host, port, workers, follow=follow)
 
 
 @app.command()

@@ -23,6 +23,11 @@ _CHATTER = re.compile(
 )
 
 
+def is_chatter(line: str) -> bool:
+    """Whether a line is a library's or DVC's word on its own workings."""
+    return bool(_CHATTER.match(line))
+
+
 class CommandFailed(Exception):
     """A command ended with another code than 0; the message is what it said last."""
 
@@ -62,7 +67,7 @@ def run(command: list[str], say: Callable[[str], None], **variables: str) -> Non
 
     def follow(stream: object, remember: deque[str] | None) -> None:
         for line in stream:  # type: ignore[attr-defined]
-            if line.strip() and not _CHATTER.match(line):
+            if line.strip() and not is_chatter(line):
                 say(line.rstrip())
                 if remember is not None:
                     remember.append(line.strip())

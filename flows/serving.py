@@ -1,64 +1,389 @@
-"""`mlflow models serve`, and word of when it is ready."""
+"""Model servers behind the gateway: started, watched over, and followed from champion to champion."""
 
+import asyncio
+import base64
+import contextlib
+import ctypes
+import io
+import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
+import aiohttp
+import uvicorn
+from PIL import Image
+from prometheus_client import Counter, Gauge
+
+from components.params import Serve
+from components.register.registry import CHAMPION, Registry
+from components.serve import gateway
+from components.serve.gateway import Gateway
+from components.serve.queue import Backend, Options
 from components.stage import StageError
 from flows import commands
 
+_START = 300.0  # s that a model server may take to answer
+_SILENT = 60.0  # s without an answer after which a model server is started anew
+_RETRY = 300.0  # s after which a champion that failed to load is tried again
+_CONNECTIONS = 1000
 
-def serve(model: str, version: str, host: str, port: int, workers: int) -> None:
-    """Serve a model until interrupted.
+
+def serve(name: str, settings: Serve, host: str, port: int, workers: int, *, follow: bool) -> None:
+    """Serve the champion until told to end.
+
+    Args:
+        name: of the registered model.
+        settings: the section `serve`.
+        host: of the gateway.
+        port: of the gateway.
+        workers: model servers.
+        follow: whether to move to new champions.
 
     Raises:
-        StageError: the port is taken, or the server ended.
+        StageError: there is no champion, the port is taken, or the model can't be loaded.
     """
-    with socket.socket() as probe:
-        if probe.connect_ex((host, port)) == 0:
-            raise StageError(f"port {port} is taken; choose another one with --port")
-    where = ["--host", host, "--port", str(port), "--workers", str(workers)]
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "models",
-        "serve",
-        "-m",
-        model,
-        "--env-manager",
-        "local",
-        *where,
-    ]
-    server = subprocess.Popen(command, env=commands.environment())
-    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+    keys = gateway.keys()
+    registry = Registry(name)
+    champion = _champion(registry)
+    if champion is None:
+        raise StageError("there is no champion yet; `trueframe run` trains one")
     try:
-        while not _answers(f"http://{host}:{port}/ping"):
-            if server.poll() is not None:
-                raise StageError(f"the server ended with code {server.returncode}; its lines above say why")
-            time.sleep(0.2)
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise StageError(f"{host}:{port} can't be used ({error.strerror}); choose another one with --port") from None
+    with listening:
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # who doesn't read the answer is cut off
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(settings.read_s * 1000))
+        service = _Service(registry, settings, Gateway(settings, keys), workers)
+        asyncio.run(service.run(listening, champion, follow))
+
+
+@dataclass(eq=False)
+class _Server:
+    """One `mlflow models serve`, started anew whenever it ends.
+
+    Attributes:
+        backend: how the gateway knows it.
+        said: its last lines.
+    """
+
+    model: str
+    threads: int
+    seconds: float
+    backend: Backend = field(default_factory=Backend)
+    said: deque[str] = field(default_factory=lambda: deque(maxlen=20))
+    process: asyncio.subprocess.Process | None = None
+    port: int = 0
+    wanted: bool = True
+    _reader: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        where = ["--host", "127.0.0.1", "--port", str(self.port), "--timeout", str(round(self.seconds))]
+        self.process = await asyncio.create_subprocess_exec(
+            *[sys.executable, "-m", "mlflow", "models", "serve", "-m", self.model, "--env-manager", "local", *where],
+            env=commands.environment() | _quiet() | _threads(self.threads),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,  # so that an interrupt reaches the gateway alone, and a group can be ended
+            preexec_fn=_die_with_parent,
+        )
+        self._reader = asyncio.create_task(self._read(self.process.stdout))
+        if not self.wanted:  # another version took its place meanwhile
+            await self.stop()
+
+    async def _read(self, stream: asyncio.StreamReader | None) -> None:
+        assert stream is not None
+        while line := await stream.readline():
+            text = line.decode(errors="replace").rstrip()
+            if text and not commands.is_chatter(text):
+                self.said.append(text)
+                print(f"{self.model}: {text}", file=sys.stderr, flush=True)
+
+    async def answers(self, session: aiohttp.ClientSession) -> bool:
+        try:
+            async with session.get(f"{self.url}/ping") as answer:
+                return answer.status == 200
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+
+    async def stop(self) -> None:
+        """End it and all that it started: politely at first."""
+        self.backend.url = None
+        if self.process is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            _signal(self.process.pid, number)
+            end = time.monotonic() + 10
+            while _signal(self.process.pid, 0) and time.monotonic() < end:
+                await asyncio.sleep(0.05)
+        await self.process.wait()
+        if self._reader:
+            self._reader.cancel()
+
+
+class _Service:
+    def __init__(self, registry: Registry, settings: Serve, front: Gateway, workers: int) -> None:
+        self.registry, self.settings, self.gateway, self.workers = registry, settings, front, workers
+        self.servers: list[_Server] = []
+        self.old: set[asyncio.Task[None]] = set()
+        metrics = front.registry
+        self.restarts = Counter(
+            "trueframe_restarts", "Model servers that ended and were started anew", registry=metrics
+        )
+        self.moves = Counter("trueframe_moves", "Moves to a new champion", ["outcome"], registry=metrics)
+        self.known = Gauge("trueframe_registry_up", "Whether the registry answered last time", registry=metrics)
+        self.failed = Gauge(
+            "trueframe_champion_failed", "1 while the champion can't be loaded and another answers", registry=metrics
+        )
+
+    async def run(self, listening: socket.socket, champion: str, follow: bool) -> None:
+        """Until SIGTERM or SIGINT."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        timeout = aiohttp.ClientTimeout(total=5)
+        async with self.gateway.open(), aiohttp.ClientSession(timeout=timeout) as self.session:
+            http = _http(self.gateway, self.settings)
+            tasks = [asyncio.create_task(http.serve(sockets=[listening])), asyncio.create_task(stop.wait())]
+            try:
+                tasks.append(asyncio.create_task(self._work(listening, champion, follow)))
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            finally:
+                http.should_exit = True  # no new requests; those that are here are answered
+                for task in [*tasks[1:], *self.old]:
+                    task.cancel()
+                await asyncio.gather(*tasks, *self.old, return_exceptions=True)
+                await _end(self.servers)
+
+    async def _work(self, listening: socket.socket, champion: str, follow: bool) -> None:
+        await self._move(champion)
+        host, port = listening.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         print(
-            f"version {version} is ready at http://{host}:{port}/invocations\n"
-            f"try: jq -n --arg i \"$(base64 -w0 PICTURE)\" '{{dataframe_records: [{{image: $i}}]}}' | "
-            f"curl -s -H 'Content-Type: application/json' -d @- http://{host}:{port}/invocations",
+            f"version {champion} is ready at {address}/invocations\ntry: curl -s -F file=@PICTURE {address}/v1/check",
             flush=True,
         )
-        if server.wait() not in (0, -signal.SIGTERM, -signal.SIGINT):
-            raise StageError(f"the server ended with code {server.returncode}")
-    except KeyboardInterrupt:
-        server.wait()
-    finally:
-        if server.poll() is None:
-            server.terminate()
+        await asyncio.gather(self._watch(), *([self._follow(champion)] if follow else []))
+
+    async def _move(self, version: str) -> None:
+        """Start a version's servers, send all new requests there, and end those before when they have answered.
+
+        Raises:
+            StageError: it can't be loaded; the servers before go on.
+        """
+        cores = os.cpu_count() or 1
+        model = f"models:/{self.registry.name}/{version}"
+        servers = [_Server(model, max(1, cores // self.workers), self.settings.answer_s) for _ in range(self.workers)]
+        try:
+            await asyncio.gather(*(self._started(server, version) for server in servers))
+        except BaseException:
+            await _end(servers)
+            raise
+        before, self.servers = self.servers, servers
+        for server in servers:
+            server.backend.url = server.url
+        done = asyncio.create_task(self._replace(before, version))
+        self.old.add(done)
+        done.add_done_callback(self.old.discard)
+
+    async def _replace(self, before: list[_Server], version: str) -> None:
+        try:
+            await self.gateway.use([server.backend for server in self.servers], version)
+        finally:
+            await _end(before)
+
+    async def _started(self, server: _Server, version: str) -> None:
+        """Start a server, and see that it answers with this version.
+
+        Raises:
+            StageError: it doesn't.
+        """
+        await server.start()
+        assert server.process is not None
+        end = time.monotonic() + _START
+        while not await server.answers(self.session):
+            if server.process.returncode is not None:
+                await asyncio.sleep(0.2)  # for its last lines
+                why = server.said[-1] if server.said else f"code {server.process.returncode}"
+                raise StageError(f"{server.model} can't be served: its server ended ({why})")
+            if time.monotonic() > end:
+                raise StageError(f"{server.model} can't be served: no answer within {_START:.0f} s")
+            await asyncio.sleep(0.2)
+        try:
+            [row] = await self.gateway.queue.ask(server.url, [_picture()], Options())
+        except Exception as error:
+            raise StageError(f"{server.model} can't be served: it doesn't answer ({str(error)[:200]})") from None
+        if row["error"] or row["model_version"] != version:
+            raise StageError(f"{server.model} can't be served: it answers {row}")
+
+    async def _watch(self) -> None:
+        """Start servers anew that ended or are silent."""
+        heard: dict[_Server, float] = {}
+        tries: dict[_Server, int] = {}
+        busy: dict[_Server, asyncio.Task[None]] = {}
+
+        async def again(server: _Server, why: str) -> None:
+            self.restarts.inc()
+            print(f"{server.model}: {why}; it is started anew", file=sys.stderr, flush=True)
+            await server.stop()
+            await asyncio.sleep(min(30, 2 ** tries.get(server, 0) - 1))
+            tries[server] = tries.get(server, 0) + 1
+            if not server.wanted:
+                return
+            try:
+                await self._started(server, server.model.rpartition("/")[2])
+            except StageError as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+
+        async def look(server: _Server) -> None:
+            assert server.process is not None
+            if server.process.returncode is not None:
+                await again(server, f"the model server ended with code {server.process.returncode}")
+            elif await server.answers(self.session):
+                heard[server] = time.monotonic()
+                if server.backend.url is None and server in self.servers:
+                    server.backend.url = server.url
+                    self.gateway.queue.pump()
+                elif server.backend.url:
+                    tries.pop(server, None)
+            elif time.monotonic() - heard.setdefault(server, time.monotonic()) > _SILENT:
+                await again(server, f"no answer for {_SILENT:.0f} s")
+                heard.pop(server, None)
+
+        try:
+            while True:
+                for server in self.servers:
+                    if server not in busy or busy[server].done():
+                        busy[server] = asyncio.create_task(look(server))
+                await asyncio.sleep(1)
+                for gone in [server for server in busy if server not in self.servers and busy[server].done()]:
+                    del busy[gone]
+        finally:
+            for task in busy.values():
+                task.cancel()
+
+    async def _follow(self, version: str) -> None:
+        """Look for a new champion, and move to it."""
+        failed, when, is_up = "", 0.0, True
+        self.known.set(1)
+        while True:
+            await asyncio.sleep(self.settings.poll_s)
+            try:
+                champion = await asyncio.to_thread(_champion, self.registry)
+            except Exception as error:
+                if is_up:
+                    reason = str(error).splitlines()[0][:200]
+                    print(
+                        f"the registry doesn't answer ({reason}); version {version} goes on",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                is_up = False
+                self.known.set(0)
+                continue
+            is_up = True
+            self.known.set(1)
+            if champion is None or champion == version:
+                self.failed.set(0)
+                failed = ""
+                continue
+            if champion == failed and time.monotonic() - when < _RETRY:
+                continue
+            print(f"version {champion} is the champion now; it is being loaded", flush=True)
+            try:
+                await self._move(champion)
+            except StageError as error:
+                failed, when = champion, time.monotonic()
+                self.failed.set(1)
+                self.moves.labels("failed").inc()
+                print(f"error: {error}; VERSION {version} GOES ON", file=sys.stderr, flush=True)
+                continue
+            version, failed = champion, ""
+            self.failed.set(0)
+            self.moves.labels("done").inc()
+            print(f"version {version} answers from now on", flush=True)
 
 
-def _answers(url: str) -> bool:
+async def _end(servers: list[_Server]) -> None:
+    for server in servers:
+        server.wanted = False
+    await asyncio.gather(*(server.stop() for server in servers))
+
+
+class _Http(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the service's, which ends this server first and the model servers after it."""
+        yield
+
+
+def _http(front: Gateway, settings: Serve) -> _Http:
+    return _Http(
+        uvicorn.Config(
+            front.app,
+            http=gateway.protocol(settings.read_s),
+            ws="none",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=_CONNECTIONS,
+            timeout_keep_alive=15,
+            timeout_graceful_shutdown=round(settings.answer_s),
+            proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,  # only who is named there may say who asks
+        )
+    )
+
+
+def _champion(registry: Registry) -> str | None:
+    """The champion's number, by one question."""
+    version = registry.client.get_registered_model(registry.name).aliases.get(CHAMPION)
+    return None if version is None else str(version)
+
+
+def _picture() -> str:
+    """A small picture as base64, to see whether a server answers."""
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 60).convert("RGB").save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _threads(n: int) -> dict[str, str]:
+    """As many threads for each server as leave a core for the others."""
+    return {name: os.environ.get(name, str(n)) for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")}
+
+
+def _quiet() -> dict[str, str]:
+    """MLflow's server without a line for each request, and with connections that outlast the gateway's."""
+    return {"UVICORN_ACCESS_LOG": "false", "UVICORN_LOG_LEVEL": "warning", "UVICORN_TIMEOUT_KEEP_ALIVE": "75"}
+
+
+def _die_with_parent() -> None:
+    """In a child before its program: on Linux, end when the parent does, however it does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _signal(group: int, number: int) -> bool:
+    """Whether a process group is still there to be signalled; 0 only asks."""
     try:
-        with urllib.request.urlopen(url, timeout=1) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+        os.killpg(group, number)
+        return True
+    except (ProcessLookupError, PermissionError):
         return False

@@ -147,7 +147,9 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
     # Any type, so that a row that holds no text fails by itself and not the whole request.
     signature = ModelSignature(
         inputs=Schema([ColSpec(AnyType(), "image")]),
-        params=ParamSchema([ParamSpec("explain", DataType.boolean, False)]),
+        params=ParamSchema(
+            [ParamSpec("explain", DataType.boolean, False), ParamSpec("threshold", DataType.double, None)]
+        ),
     )
     package = Path(components.__file__).parent
     run_id = tracking.active(mlflow, _read(inputs.evaluations / name / "run.json")["run_id"])

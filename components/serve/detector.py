@@ -4,9 +4,14 @@ import base64
 import binascii
 import io
 import json
+import math
+import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,11 @@ from components.serve import provenance
 from components.serve.provenance.credentials import trust_list
 
 FIELDS = ("label", "probability", "verdict", "threshold", "model_version", "provenance", "warnings", "error")
-_BLOCK = 256
+_BLOCK = 256  # images in one go, at most
+_BLOCK_BYTES = 64 * 2**20  # that they take as the network sees them, at most
+_EXPLAINED = 4  # images that are kept whole until their evidence is drawn
+_LARGE = 16_000_000  # px; larger images are decoded one at a time
+_MANY = 2**16  # bytes of files from which threads pay
 _SMALL = 16  # px; below it there is nothing to see
 _COARSE = 25  # JPEG quality; no detector is judged on pictures below it
 
@@ -36,6 +45,39 @@ class Opened:
     quality: float | None = None
     provenance: dict[str, Any] | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """From a probability to words.
+
+    Attributes:
+        threshold: from which on the label is `ai`.
+        low: below it the verdict is `real`.
+        high: from which on the verdict is `ai`; between the two it is `uncertain`.
+    """
+
+    threshold: float
+    low: float
+    high: float
+
+    def at(self, threshold: float) -> "Decision":
+        """The decision with another threshold: the uncertain band moves along by the same distance in log-odds.
+
+        At 0 everything is `ai`, at 1 nothing; there the band has no width.
+        """
+        own, low, high = (_logit(min(max(p, 1e-9), 1 - 1e-9)) for p in (self.threshold, self.low, self.high))
+        by = _logit(threshold) - own
+        low, high = _sigmoid(low + by), _sigmoid(high + by)
+        return Decision(threshold, low, high)
+
+    def label(self, p: float) -> str:
+        """`ai` or `real`."""
+        return "ai" if p >= self.threshold else "real"
+
+    def verdict(self, p: float) -> str:
+        """`ai`, `real` or `uncertain`."""
+        return "ai" if p >= self.high else "real" if p < self.low else "uncertain"
 
 
 class Detector:
@@ -53,8 +95,8 @@ class Detector:
         fitted = json.loads(decision.read_text())
         self._equalise = fitted.get("equalise")
         self.version = version
-        self._temperature, self._threshold = fitted["temperature"], fitted["threshold"]
-        self._low, self._high = fitted["low"], fitted["high"]
+        self._temperature = fitted["temperature"]
+        self.decision = Decision(fitted["threshold"], fitted["low"], fitted["high"])
         self._min_side, self._max_side = fitted["scope"]["min_side"], fitted["scope"]["max_side"]
         self._familiar = Familiarity.load(familiar)
         if "members" in fitted:
@@ -64,27 +106,36 @@ class Detector:
         else:
             members = [Member(Scorer(network), fitted["view"])]
         self._ensemble = Ensemble(members)
-        self._ensemble.logits([np.zeros((1, *images.view_shape(view)), np.uint8) for view in self._ensemble.views])
+        shapes = [images.view_shape(view) for view in self._ensemble.views]
+        self._block = max(1, min(_BLOCK, _BLOCK_BYTES // sum(math.prod(shape) for shape in shapes)))
+        self._one_large = threading.Lock()
+        self._ensemble.logits([np.zeros((1, *shape), np.uint8) for shape in shapes])
 
-    def score(self, files: list[bytes | str | Any], *, explain: bool = False) -> list[dict[str, Any]]:
-        """Judge image files, each on its own.
+    def score(
+        self, files: list[bytes | str | Any], *, explain: bool = False, threshold: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Judge image files, each on its own, in blocks that bound the memory they take.
 
         Args:
             files: bytes of a file each, or their base64 text. Anything else is that row's error.
             explain: adds `heatmap`, a base64 PNG of where the evidence is: red for `ai`, blue for `real`.
+            threshold: in place of the fitted one, from 0 to 1; the uncertain band moves along (see `Decision.at`).
+                Any other number is every row's error.
 
         Returns:
             A dict with `FIELDS` for each file, in order. Where `error` is set, `label`, `probability` and `verdict`
             are null.
         """
-        return [row for block in parallel.batched(files, _BLOCK) for row in self._score(block, explain)]
+        decision = self.decision
+        if threshold is not None:
+            if not 0 <= threshold <= 1:
+                return [self._row(decision, error="`threshold` has to be from 0 to 1") for _ in files]
+            decision = decision.at(float(threshold))
+        blocks = parallel.batched(files, min(self._block, _EXPLAINED) if explain else self._block)
+        return [row for block in blocks for row in self._score(block, explain, decision)]
 
-    def _score(self, files: list[Any], explain: bool) -> Iterator[dict[str, Any]]:
-        if len(files) < 8:
-            opened = [self._open(file, explain) for file in files]
-        else:
-            with ThreadPoolExecutor() as pool:
-                opened = list(pool.map(lambda file: self._open(file, explain), files))
+    def _score(self, files: list[Any], explain: bool, decision: Decision) -> Iterator[dict[str, Any]]:
+        opened = self._opened(files, explain)
         seen = [one.pixels for one in opened if one.pixels is not None]
         answers: Iterator[tuple[float, float]] = iter(())
         if seen:
@@ -92,40 +143,45 @@ class Detector:
             answers = zip(logits.tolist(), self._familiar.distances(features).tolist(), strict=True)
         for one in opened:
             if one.pixels is None:
-                yield self._row(error=one.error)
+                yield self._row(decision, error=one.error)
                 continue
-            row = self._verdict(*next(answers), one)
+            row = self._verdict(*next(answers), one, decision)
             if explain:
                 row["heatmap"] = self._heatmap(one.image)
             yield row
+
+    def _opened(self, files: list[Any], explain: bool) -> list[Opened]:
+        if sum(len(file) for file in files if isinstance(file, bytes | str)) < _MANY or len(files) == 1:
+            return [self._open(file, explain) for file in files]
+        return list(self._threads.map(lambda file: self._open(file, explain), files))
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
 
     def _open(self, file: Any, explain: bool) -> Opened:
         try:
             data = as_bytes(file)
             image = images.open_image(data)
-            found = provenance.read(data)
-            pixels = images.to_rgb(image)
-            equal = images.equalise(pixels, self._equalise)
-            seen = self._ensemble.render(equal)
-            return Opened(seen, equal if explain else None, pixels.size, images.jpeg_quality(image), found)
+            # Decoded it takes some hundred MB, and in every thread that many.
+            with self._one_large if image.width * image.height > _LARGE else nullcontext():
+                found = provenance.read(data)
+                pixels = images.to_rgb(image)
+                equal = images.equalise(pixels, self._equalise)
+                seen = self._ensemble.render(equal)
+                quality = images.jpeg_quality(image)
+            return Opened(seen, equal if explain else None, pixels.size, quality, found)
         except images.ImageError as error:
             return Opened(None, error=str(error))
 
-    def _verdict(self, logit: float, distance: float, one: Opened) -> dict[str, Any]:
-        p = float(1 / (1 + np.exp(-logit / self._temperature)))
+    def _verdict(self, logit: float, distance: float, one: Opened, decision: Decision) -> dict[str, Any]:
+        p = _sigmoid(logit / self._temperature)
         warnings = self._outside(one, distance)
-        if warnings:
-            verdict = "uncertain"
-        elif p >= self._high:
-            verdict = "ai"
-        elif p < self._low:
-            verdict = "real"
-        else:
-            verdict = "uncertain"
         return self._row(
-            label="ai" if p >= self._threshold else "real",
+            decision,
+            label=decision.label(p),
             probability=p,
-            verdict=verdict,
+            verdict="uncertain" if warnings else decision.verdict(p),
             provenance=one.provenance,
             warnings=warnings,
         )
@@ -145,7 +201,7 @@ class Detector:
             reasons.append("unlike the pictures that this detector was judged on")
         return reasons
 
-    def _row(self, **known: Any) -> dict[str, Any]:
+    def _row(self, decision: Decision, **known: Any) -> dict[str, Any]:
         empty: dict[str, Any] = {
             "label": None,
             "probability": None,
@@ -154,7 +210,7 @@ class Detector:
             "warnings": [],
             "error": None,
         }
-        row = {**empty, **known, "threshold": self._threshold, "model_version": self.version}
+        row = {**empty, **known, "threshold": decision.threshold, "model_version": self.version}
         return {field: row[field] for field in FIELDS}
 
     def _heatmap(self, image: Any) -> str:
@@ -178,3 +234,11 @@ def as_bytes(file: Any) -> bytes:
         return base64.b64decode(file, validate=True)
     except (binascii.Error, ValueError):
         raise images.ImageError("`image` is not valid base64") from None
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p)) if 0 < p < 1 else math.copysign(math.inf, p - 0.5)
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

@@ -20,8 +20,9 @@ class TrueframeModel(mlflow.pyfunc.PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """A dict for each row (see `Detector.score`). A bad row has its `error`, and the others their answers."""
+        asked = params or {}
         images = model_input["image"].tolist() if "image" in model_input else [None] * len(model_input)
-        return self.detector.score(images, explain=bool((params or {}).get("explain", False)))
+        return self.detector.score(images, explain=bool(asked.get("explain")), threshold=asked.get("threshold"))
 
 
 def _version(file: Path) -> str:

@@ -41,14 +41,15 @@ class Reference:
         if not self._parts:
             raise StageError(f"{folder}: no reference detector is here; `trueframe run` trains one of your own")
 
-    def score(self, files: list[Any], *, explain: bool = False) -> list[dict[str, Any]]:
+    def score(self, files: list[Any], *, explain: bool = False, threshold: float | None = None) -> list[dict[str, Any]]:
         """Judge image files as `Detector.score` does."""
         places: dict[int, list[int]] = {}
         for place, file in enumerate(files):
             places.setdefault(self._part(file), []).append(place)
         rows: list[dict[str, Any]] = [{}] * len(files)
         for number, chosen in places.items():
-            answers = self._parts[number].detector.score([files[place] for place in chosen], explain=explain)
+            detector = self._parts[number].detector
+            answers = detector.score([files[place] for place in chosen], explain=explain, threshold=threshold)
             for place, row in zip(chosen, answers, strict=True):
                 rows[place] = row
         return rows

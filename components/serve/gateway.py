@@ -1,0 +1,470 @@
+"""What stands between callers and `mlflow models serve`: limits, keys, uploads, metrics, and errors in one line."""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import os
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from starlette.applications import Starlette
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from components.params import Serve
+from components.serve.queue import Backend, Options, Queue, Refused
+from components.stage import StageError
+
+KEYS, KEYS_FILE = "TRUEFRAME_API_KEYS", "TRUEFRAME_API_KEYS_FILE"
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+_CALLERS = 10_000  # that the rate limit remembers
+_BODIES = 8  # of the largest size, that all requests together may hold
+_FIELDS = {"dataframe_records", "dataframe_split", "params"}
+
+Rows = tuple[list[str | None], Options]
+
+
+class Gateway:
+    """The application.
+
+    Args:
+        settings: the section `serve`.
+        keys: of those who may ask; none for everyone.
+
+    Attributes:
+        app: for an ASGI server.
+        queue: in front of the model servers.
+        registry: of metrics.
+        version: that answers now.
+    """
+
+    def __init__(self, settings: Serve, keys: Sequence[str] = ()) -> None:
+        self.settings = settings
+        self.version: str | None = None
+        self.registry = CollectorRegistry()
+        self.queue = Queue(self.registry, settings.answer_s)
+        self._keys = [_digest(key) for key in keys]
+        self._rate = _Rate(settings.rate) if settings.rate else None
+        self._inside = 0
+        self._held = 0
+        self._measure()
+        self.app = Starlette(
+            routes=[
+                Route("/invocations", self._invocations, methods=["POST"]),
+                Route("/v1/check", self._check, methods=["POST"]),
+                Route("/health", self._ready),
+                Route("/health/ready", self._ready),
+                Route("/health/live", self._live),
+                Route("/ping", self._ready),  # as MLflow's own server has it
+                Route("/version", self._version),
+                Route("/metrics", self._metrics),
+            ],
+            exception_handlers={HTTPException: _plain, Exception: _unexpected},
+        )
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """While it works."""
+        async with self.queue:
+            yield
+
+    async def use(self, backends: Sequence[Backend], version: str) -> None:
+        """Answer with a version from now on; returns when the servers before have answered what they had."""
+        self.version = version
+        self._versions.clear()
+        self._versions.labels(version).set(1)
+        await self.queue.use(backends)
+
+    def _measure(self) -> None:
+        registry = self.registry
+        ProcessCollector(registry=registry)
+        self._requests = Counter("trueframe_requests", "Requests", ["route", "status"], registry=registry)
+        self._seconds = Histogram(
+            "trueframe_request_seconds",
+            "From a request's last byte to its answer",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._images = Counter("trueframe_images", "Images by verdict, or `error`", ["verdict"], registry=registry)
+        self._versions = Gauge(
+            "trueframe_model_version", "1 for the version that answers", ["version"], registry=registry
+        )
+        Gauge("trueframe_requests_waiting", "Requests that are being answered", registry=registry).set_function(
+            lambda: self._inside
+        )
+        Gauge("trueframe_model_servers", "Model servers that answer", registry=registry).set_function(
+            lambda: sum(backend.url is not None for backend in self.queue.backends)
+        )
+
+    async def _invocations(self, request: Request) -> Response:
+        return await self._answer(request, self._json, lambda rows, _: rows)
+
+    async def _check(self, request: Request) -> Response:
+        names: list[str | None] = []
+
+        async def read(request: Request, body: bytes) -> Rows:
+            files, options = await self._files(request, body)
+            names.extend(name for name, _ in files)
+            return [base64.b64encode(data).decode() for _, data in files], options
+
+        return await self._answer(request, read, lambda rows, at: {"file": names[at], **rows})
+
+    async def _answer(
+        self,
+        request: Request,
+        read: Callable[[Request, bytes], Awaitable[Rows]],
+        shape: Callable[[Any, int], Any],
+    ) -> Response:
+        """Check, read, score, count; whatever is refused is one line of JSON."""
+        route = request.url.path
+        try:
+            caller = self._known(request)
+            wait = self._rate.wait(caller) if self._rate else 0
+            if wait:
+                raise Refused(429, f"more than {self.settings.rate:,} images a minute", wait)
+            self._room()
+            with self._holding() as hold:
+                images, options = await read(request, await self._body(request, hold))
+                if len(images) > self.settings.max_images:
+                    raise Refused(413, f"{len(images):,} images; a request may have {self.settings.max_images:,}")
+                if self._rate:
+                    self._rate.take(caller, len(images))
+                rows = await self._score(route, images, options)
+            response = _json({"predictions": [shape(row, at) for at, row in enumerate(rows)]})
+        except Refused as refused:
+            response = _refusal(refused)
+        except ClientDisconnect:
+            response = Response(status_code=499)  # nobody is there to read it
+        self._requests.labels(route, response.status_code).inc()
+        return response
+
+    async def _score(self, route: str, images: list[str | None], options: Options) -> list[dict[str, Any]]:
+        self._room()
+        self._inside += 1
+        try:
+            with self._seconds.labels(route).time():
+                rows = await self.queue.score(images, options) if images else []
+        finally:
+            self._inside -= 1
+        for row in rows:
+            self._images.labels("error" if row["error"] else row["verdict"]).inc()
+        return rows
+
+    def _known(self, request: Request) -> str:
+        """Who asks: a key, or an address where none is needed."""
+        address = request.client.host if request.client else "?"
+        if not self._keys:
+            return address
+        kind, _, said = request.headers.get("authorization", "").partition(" ")
+        said = said if kind.lower() == "bearer" else request.headers.get("x-api-key", "")
+        digest = _digest(said.strip())
+        # All are compared, and each in constant time, so that the time tells nothing.
+        if not sum(hmac.compare_digest(digest, key) for key in self._keys):
+            raise Refused(401, "an API key is needed: `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+        return digest.hex()
+
+    def _room(self) -> None:
+        if not self.queue.backends:
+            raise Refused(503, "the model is still being loaded", 5)
+        if self._inside >= self.settings.max_requests:
+            raise Refused(503, f"{self._inside} requests are being answered; try again", 1)
+
+    @contextmanager
+    def _holding(self) -> Iterator[Callable[[int], None]]:
+        """Count the bytes that a request holds while it is here."""
+        own = 0
+
+        def hold(n: int) -> None:
+            nonlocal own
+            if self._held + n > _BODIES * self.settings.max_body_mb * 2**20:
+                raise Refused(503, "too much is being received; try again", 1, close=True)
+            own += n
+            self._held += n
+
+        try:
+            yield hold
+        finally:
+            self._held -= own
+
+    async def _body(self, request: Request, hold: Callable[[int], None]) -> bytes:
+        limit = self.settings.max_body_mb * 2**20
+        too_large = Refused(413, f"a body may have {self.settings.max_body_mb} MiB", close=True)
+        said = request.headers.get("content-length", "")
+        if said.isdigit() and int(said) > limit:
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.settings.read_s):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise too_large
+                    hold(len(part))
+                    parts.append(part)
+        except TimeoutError:
+            raise Refused(408, f"the body did not come within {self.settings.read_s:g} s", close=True) from None
+        return b"".join(parts)
+
+    async def _json(self, request: Request, body: bytes) -> Rows:
+        media = _media(request)
+        if media != "application/json":
+            raise Refused(415, f"{media or 'no content type'}; this takes application/json, and /v1/check takes files")
+        try:
+            said = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise Refused(400, f"not JSON: {_line(error)}") from None
+        if not isinstance(said, dict) or not set(said) <= _FIELDS or len(said.keys() - {"params"}) != 1:
+            raise Refused(400, 'the body has to be {"dataframe_records": [{"image": "<base64 of the file>"}]}')
+        params = said.get("params") or {}
+        if not isinstance(params, dict):
+            raise Refused(400, 'params has to be an object: {"explain": true, "threshold": 0.5}')
+        return _rows(said), _options(params)
+
+    async def _files(self, request: Request, body: bytes) -> tuple[list[tuple[str | None, bytes]], Options]:
+        """Names and bytes of the files of an upload, and what its query and its other fields ask for."""
+        media = _media(request)
+        asked: dict[str, Any] = dict(request.query_params)
+        if media.startswith("image/") or media == "application/octet-stream":
+            return [(None, body)], _options(_read(asked))
+        if media != "multipart/form-data":
+            raise Refused(
+                415,
+                f"{media or 'no content type'}; this takes image/*, application/octet-stream or multipart/form-data",
+            )
+        files = []
+        form = await self._form(request, body)
+        try:
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    files.append((value.filename or None, await value.read()))
+                else:
+                    asked[name] = value
+        finally:
+            await form.close()
+        if not files:
+            raise Refused(400, "no file among the fields; curl sends one with -F file=@photo.jpg")
+        return files, _options(_read(asked))
+
+    async def _form(self, request: Request, body: bytes) -> FormData:
+        async def once() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        try:
+            return await Request(request.scope, once).form(max_files=self.settings.max_images, max_fields=8)
+        except HTTPException as error:
+            raise Refused(413 if "Too many" in error.detail else 400, _line(error.detail)) from None
+        except (ValueError, KeyError, UnicodeError):
+            raise Refused(400, "a damaged form") from None
+
+    async def _ready(self, _: Request) -> Response:
+        is_ready = self.queue.is_ready
+        return _json({"live": True, "ready": is_ready, "model_version": self.version}, 200 if is_ready else 503)
+
+    async def _live(self, _: Request) -> Response:
+        return _json({"live": True})
+
+    async def _version(self, request: Request) -> Response:
+        from importlib.metadata import version
+
+        return self._guarded(request, lambda: _json({"model_version": self.version, "trueframe": version("trueframe")}))
+
+    async def _metrics(self, request: Request) -> Response:
+        return self._guarded(
+            request, lambda: Response(generate_latest(self.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        )
+
+    def _guarded(self, request: Request, answer: Callable[[], Response]) -> Response:
+        try:
+            self._known(request)
+            return answer()
+        except Refused as refused:
+            return _refusal(refused)
+
+
+class _Rate:
+    """A bucket for each caller that a minute fills; a large request may leave a debt.
+
+    Args:
+        limit: images a minute.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # images left, and when
+
+    def wait(self, caller: str) -> float:
+        """s until the caller may ask again; 0 for now."""
+        return max(0.0, (1 - self._left(caller)) * 60 / self._limit)
+
+    def take(self, caller: str, images: int) -> None:
+        """Count images."""
+        self._buckets[caller] = (self._left(caller) - images, time.monotonic())
+        self._buckets.move_to_end(caller)
+        if len(self._buckets) > _CALLERS:
+            self._buckets.popitem(last=False)
+
+    def _left(self, caller: str) -> float:
+        left, then = self._buckets.get(caller, (float(self._limit), 0.0))
+        return min(float(self._limit), left + (time.monotonic() - then) * self._limit / 60)
+
+
+def protocol(seconds: float) -> type[asyncio.Protocol]:
+    """Uvicorn's protocol, which cuts a connection off that takes longer than `seconds` for the head of a request."""
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    class Guarded(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+        _deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._rest()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            if self._is_busy():
+                self._rest()
+            elif self._deadline is None:
+                self._deadline = self.loop.call_later(seconds, self._cut)
+
+        def _rest(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        def _cut(self) -> None:
+            self._deadline = None
+            if not self._is_busy():
+                self.transport.abort()
+
+        def _is_busy(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
+
+    return Guarded
+
+
+def keys() -> list[str]:
+    """The API keys that the environment names: in `TRUEFRAME_API_KEYS`, or in the file `TRUEFRAME_API_KEYS_FILE`.
+
+    Raises:
+        StageError: the file can't be read, or there is no key where one was meant to be.
+    """
+    if KEYS not in os.environ and KEYS_FILE not in os.environ:
+        return []
+    text = os.environ.get(KEYS, "")
+    if KEYS_FILE in os.environ:
+        path = Path(os.environ[KEYS_FILE])
+        try:
+            text += "\n" + path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StageError(f"{path}: the API keys can't be read ({error}); correct {KEYS_FILE}") from None
+    found = text.replace(",", " ").split()
+    if not found:
+        raise StageError(f"{KEYS} and {KEYS_FILE} name no key; unset them to serve everyone")
+    return found
+
+
+def _rows(said: dict[str, Any]) -> list[str | None]:
+    """The column `image`, whatever it holds: what is no text has its own error later."""
+    records = said.get("dataframe_records")
+    if isinstance(records, list):
+        found = [record.get("image") if isinstance(record, dict) else None for record in records]
+    else:
+        split = said.get("dataframe_split")
+        columns, data = (split.get("columns"), split.get("data")) if isinstance(split, dict) else (None, None)
+        if not isinstance(columns, list) or not isinstance(data, list) or "image" not in columns:
+            raise Refused(400, 'dataframe_records has to be a list of {"image": "<base64 of the file>"}')
+        at = columns.index("image")
+        found = [row[at] if isinstance(row, list) and at < len(row) else None for row in data]
+    return [value if isinstance(value, str) else None for value in found]
+
+
+def _options(params: dict[str, Any]) -> Options:
+    unknown = sorted(set(params) - {"explain", "threshold"})
+    if unknown:
+        raise Refused(400, f"params has no {unknown[0][:40]!r}; it has explain and threshold")
+    explain, threshold = params.get("explain", False), params.get("threshold")
+    if not isinstance(explain, bool):
+        raise Refused(400, "explain has to be true or false")
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if threshold is not None and not (is_number and 0 <= threshold <= 1):
+        raise Refused(400, "threshold has to be a number from 0 to 1")
+    return Options(explain, None if threshold is None else float(threshold))
+
+
+def _read(asked: dict[str, Any]) -> dict[str, Any]:
+    """The words of a query or a form as `params` has them."""
+    words = {"true": True, "1": True, "false": False, "0": False}
+    read = dict(asked)
+    if "explain" in read:
+        read["explain"] = words.get(read["explain"].lower())
+    if "threshold" in read:
+        with contextlib.suppress(ValueError):
+            read["threshold"] = float(read["threshold"])
+    return read
+
+
+def _media(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()[:80]
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _json(said: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(said) + b"\n", status, headers, media_type="application/json")
+
+
+def _refusal(refused: Refused) -> Response:
+    headers = {}
+    if refused.retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(refused.retry_after + 0.5)))
+    if refused.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if refused.close:
+        headers["Connection"] = "close"
+    return _json({"error": refused.reason}, refused.status, headers)
+
+
+async def _plain(request: Request, error: Exception) -> Response:
+    """What the router itself refuses: an unknown path, a wrong method."""
+    assert isinstance(error, HTTPException)
+    reason = {404: f"no {request.url.path[:80]} here", 405: f"not by {request.method[:20]}"}.get(error.status_code)
+    return _json({"error": reason or _line(error.detail)}, error.status_code, dict(error.headers or {}))
+
+
+async def _unexpected(_: Request, __: Exception) -> Response:
+    """The trace stands in the server's own log."""
+    return _json({"error": "something went wrong here; it is logged"}, 500)
