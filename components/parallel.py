@@ -20,7 +20,9 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def ordered_map(function: Callable[[In], Out], items: Iterable[In], *, patience: float = 0.5) -> Iterator[Out]:
+def ordered_map(
+    function: Callable[[In], Out], items: Iterable[In], *, patience: float = 0.5, cores: int | None = None
+) -> Iterator[Out]:
     """`map` over all cores, in order, reading only a few items ahead.
 
     This process works too, while the next result isn't there. So short work is done before workers have started, which
@@ -30,12 +32,13 @@ def ordered_map(function: Callable[[In], Out], items: Iterable[In], *, patience:
         function: importable by name.
         items: picklable.
         patience: s of work in this process before others are started; nought for items that each take long.
+        cores: processes, this one included; null for as many as there are cores.
 
     Raises:
         StageError: a worker was killed.
     """
     items = iter(items)
-    cores = os.cpu_count() or 1
+    cores = cores or os.cpu_count() or 1
     began = time.monotonic()
     for item in items:
         if cores > 1 and time.monotonic() - began >= patience:

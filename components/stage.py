@@ -36,10 +36,10 @@ def main(stage: Callable[[], None]) -> None:
         fail(describe(error))
 
 
-def fail(message: str) -> None:
-    """Print one line on stderr and exit with code 1."""
+def fail(message: str, code: int = 1) -> None:
+    """Print one line on stderr and exit."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    raise SystemExit(1)
+    raise SystemExit(code)
 
 
 def describe(error: OSError) -> str:

@@ -205,36 +205,43 @@ def generalise(
 
 @app.command()
 def check(
-    paths: list[Path],
+    paths: Annotated[list[str], typer.Argument(help="files, folders, http(s) addresses, or - for a list on stdin")],
     csv: Annotated[Path | None, typer.Option(help="write a table here")] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="write a list of objects here")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="write a table here")] = None,
     heatmap: Annotated[
         Path | None, typer.Option(help="draw here where in each picture the evidence lies: red for ai, blue for real")
     ] = None,
     version: Annotated[str | None, typer.Option(help="another version than the champion")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="in place of the fitted one; the uncertain band moves along")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="processes, each with the network in memory")] = 1,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with 1 for an uncertain verdict, too")] = False,
 ) -> None:
-    """Verdicts for files and folders, by the champion, or by the reference detector while there is none."""
-    from components.serve import check as batch
+    """Verdicts for files and folders, by the champion, or by the reference detector while there is none.
 
-    files = batch.find([_from_start(path) for path in paths])
-    rows = list(batch.check(_detector(version), files, _from_start(heatmap) if heatmap else None))
-    if csv:
-        batch.write_csv(rows, _from_start(csv))
-    if json_:
-        batch.write_json(rows, _from_start(json_))
-    if csv or json_:
-        tally = {v: sum(r["verdict"] == v for r in rows) for v in ("ai", "real", "uncertain")}
-        errors = sum(r["error"] is not None for r in rows)
-        print(f"{len(rows):,} files: {', '.join(f'{n:,} {v}' for v, n in tally.items())}, {errors:,} errors")
-        return
-    for row in rows:
-        if row["error"]:
-            print(f"{row['path']}: error: {row['error']}")
-        else:
-            notes = "".join(f"; {w}" for w in row["warnings"])
-            said = {key: value for key, value in row["provenance"].items() if key != "note"}
-            notes += f"; the file says: {json.dumps(said, ensure_ascii=False)}" if said else ""
-            print(f"{row['path']}: {row['verdict']} (probability of ai {row['probability']:.3f}){notes}")
+    With an output file, a check that was stopped goes on where it was, and files that haven't changed keep their rows.
+    Exit codes: 0 nothing is ai, 1 something is, 2 something couldn't be judged.
+    """
+    from flows import checking
+
+    outputs = {".csv": csv, ".json": json_, ".parquet": parquet}
+    for suffix, path in outputs.items():
+        if path and path.suffix != suffix:
+            fail(f"{path}: its name has to end in {suffix}", checking.ERROR)
+    wanted = checking.Wanted(
+        [_from_start(path) for path in outputs.values() if path],
+        _from_start(heatmap) if heatmap else None,
+        threshold,
+        jobs,
+        strict,
+    )
+    try:
+        code = checking.run(paths, _from_start, _judging, _answering(version), wanted)
+    except StageError as error:
+        fail(str(error), checking.ERROR)
+    raise SystemExit(code)
 
 
 @app.command()
@@ -370,36 +377,37 @@ def _place(where: str) -> str:
     return where if "://" in where else str(_from_start(Path(where).expanduser()).resolve())
 
 
-def _detector(version: str | None) -> Any:
-    """The detector of a version; without one, the champion's, or the reference detector."""
+def _answering(version: str | None) -> str:
+    """The version that answers: the one asked for, the champion, or the reference detector."""
     from components import tracking
     from components.params import load
-
-    name = load().register_.model
-    if version is None and not tracking.begun():
-        return _reference()
-    from components.register.registry import CHAMPION, Registry
-
-    registry = Registry(name)
-    if version is None:
-        champion = registry.alias(CHAMPION)
-        if champion is None:
-            return _reference()
-        version = champion.number
-    return registry.load(version)
-
-
-def _reference() -> Any:
-    from components import networks
     from components.serve import reference
 
-    networks.load_keras()
+    name = load().register_.model
+    if version is None and tracking.begun():
+        from components.register.registry import CHAMPION, Registry
+
+        champion = Registry(name).alias(CHAMPION)
+        version = champion.number if champion else None
+    if version is not None:
+        return version
     print(
         "there is no champion yet (`trueframe run` trains one): the reference detector answers; "
         f"{reference.FOLDER}/*/model_card.md says what it was trained on and how often it is wrong",
         file=sys.stderr,
     )
-    return reference.Reference()
+    return reference.VERSION
+
+
+def _judging(version: str) -> Any:
+    """The detector of a version, or the reference detector."""
+    from components import networks
+    from components.serve import reference
+
+    if version == reference.VERSION:
+        networks.load_keras()
+        return reference.Reference()
+    return _registry().load(version)
 
 
 def _prepare_flow() -> None:

@@ -180,7 +180,7 @@ def test_check_agrees_with_the_evaluation_to_the_image(project: Project) -> None
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 no more")
     # From another folder, with relative paths, as people do.
     done = project.run("trueframe", "check", ".", "--csv", "out.csv", "--json", "out.json", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2, done.stderr  # for the broken one
     with (folder / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["path", *FIELDS]

@@ -1,0 +1,140 @@
+"""`trueframe check`: what is to be checked, where its rows go, and what the exit code says."""
+
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.serve import check, reference
+from components.serve.check import Journal, Judge, Row
+from components.stage import StageError
+from flows import links
+
+REAL, AI, ERROR = 0, 1, 2
+"""Exit codes: nothing is `ai`; something is; something could not be judged."""
+_MAX_BYTES = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to do with the verdicts.
+
+    Attributes:
+        outputs: files to write, by their suffix.
+        heatmaps: folder for pictures of the evidence.
+        threshold: in place of the fitted one.
+        jobs: processes.
+        is_strict: whether `uncertain` counts as `ai` for the exit code.
+    """
+
+    outputs: Sequence[Path] = ()
+    heatmaps: Path | None = None
+    threshold: float | None = None
+    jobs: int = 1
+    is_strict: bool = False
+
+
+def run(asked: Iterable[str], place: Callable[[Path], Path], load: check.Load, version: str, wanted: Wanted) -> int:
+    """Check what was asked for, and return the exit code.
+
+    Args:
+        asked: files, folders, addresses, and `-` for a list of them on stdin.
+        place: from a path as it was given to one that can be opened here.
+        load: gives a version's detector; importable by name, for other processes.
+        version: that it is asked for.
+        wanted: what to do with the rows.
+
+    Raises:
+        StageError: something that was asked for isn't there.
+    """
+    names = _names(asked, place)
+    judge = Judge(load, version, fetch, wanted.threshold)
+    if wanted.jobs > 1:
+        share = str(max(1, (os.cpu_count() or 1) // wanted.jobs))
+        for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
+            os.environ.setdefault(name, share)
+    counts: Counter[str] = Counter()
+    if not wanted.outputs:
+        for rows in check.check(judge, names, wanted.heatmaps, wanted.jobs):
+            for row in rows:
+                _count(counts, row)
+                print(_sentence(row))
+        return _code(counts, wanted.is_strict)
+    identity = json.dumps([_identity(version), wanted.threshold, str(wanted.heatmaps)])
+    with Journal(wanted.outputs[0], identity) as journal:
+        new = [name for name in names if not journal.knows(name)]
+        if len(new) < len(names):
+            print(f"{len(names) - len(new):,} of {len(names):,} are known from before", flush=True)
+        for rows in check.check(judge, new, wanted.heatmaps, wanted.jobs):
+            journal.add(rows)
+        for path in wanted.outputs:
+            check.write(journal.rows(names), path)
+        journal.end()
+        for row in journal.rows(names):
+            _count(counts, row)
+    tally = ", ".join(f"{counts[v]:,} {v}" for v in ("ai", "real", "uncertain"))
+    print(f"{len(names):,} files: {tally}, {counts['error']:,} errors")
+    return _code(counts, wanted.is_strict)
+
+
+def fetch(url: str) -> bytes:
+    """A picture by its address, from public ones only (see `links.fetch`)."""
+    return links.fetch(url, _MAX_BYTES)
+
+
+def _identity(version: str) -> str:
+    """Of what judges: the reference detector keeps its name when it gets better."""
+    if version != reference.VERSION:
+        return version
+    files = sorted(reference.FOLDER.glob("*/decision.json"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _names(asked: Iterable[str], place: Callable[[Path], Path]) -> list[str]:
+    """Paths and addresses, folders unfolded, each once."""
+    found: dict[str, None] = {}
+    for one in asked:
+        if one == "-":
+            for line in sys.stdin:
+                name = line.rstrip("\r\n")
+                if name:
+                    found.update(dict.fromkeys(_listed(name, place)))
+        elif check.is_address(one):
+            found[one] = None
+        else:
+            found.update(dict.fromkeys(map(str, check.find([place(Path(one))]))))
+    if not found:
+        raise StageError("nothing to check: the list is empty")
+    return list(found)
+
+
+def _listed(name: str, place: Callable[[Path], Path]) -> list[str]:
+    """What a line of a list stands for; a file that isn't there has its error in its row."""
+    if check.is_address(name):
+        return [name]
+    path = place(Path(name))
+    return [str(p) for p in check.inside(path)] if path.is_dir() else [str(path)]
+
+
+def _count(counts: Counter[str], row: Row) -> None:
+    counts["error" if row["error"] is not None else row["verdict"]] += 1
+
+
+def _code(counts: Counter[str], is_strict: bool) -> int:
+    if counts["error"]:
+        return ERROR
+    return AI if counts["ai"] or (is_strict and counts["uncertain"]) else REAL
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    if row["error"]:
+        return f"{row['path']}: error: {row['error']}"
+    notes = "".join(f"; {warning}" for warning in row["warnings"])
+    said = row["provenance"]
+    notes += f"; the file says: {json.dumps(said, ensure_ascii=False)}" if said else ""
+    return f"{row['path']}: {row['verdict']} (probability of ai {row['probability']:.3f}){notes}"

@@ -1,0 +1,189 @@
+"""`trueframe serve` with real model servers: it follows the champion under load, mends itself, and ends whole.
+
+The tests tell one story and run in order.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import served
+from served import Registered, Serving
+
+README = Path(__file__).parents[2] / "README.md"
+KEY = "a-key"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Registered:
+    """Versions 1 and 2 answer; 3 can't be loaded."""
+    folder = tmp_path_factory.mktemp("serving")
+    made = served.project(folder / "project", poll_s=0.5)
+    for seed in (1, 2):
+        assert made.add(served.packed(served.detector(folder / str(seed), seed))) == str(seed)
+    broken = served.packed(served.detector(folder / "3", 3))
+    (broken / "artifacts/network.keras").write_bytes(b"damaged")
+    assert made.add(broken) == "3"
+    made.promote("1")
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(home: Registered) -> Iterator[Serving]:
+    with served.serve(home, "--follow") as serving:
+        yield serving
+
+
+class Load:
+    """Clients that ask all the time."""
+
+    def __init__(self, server: Serving, clients: int = 3) -> None:
+        self.server, self.stopped = server, threading.Event()
+        self.versions: list[str] = []
+        self.failures: list[str] = []
+        self.threads = [threading.Thread(target=self.ask) for _ in range(clients)]
+
+    def ask(self) -> None:
+        body = {"dataframe_records": [{"image": served.encoded(served.picture(1))}]}
+        with requests.Session() as session:
+            while not self.stopped.is_set():
+                try:
+                    answer = session.post(f"{self.server.url}/invocations", json=body, timeout=60)
+                    self.versions.append(answer.json()["predictions"][0]["model_version"])
+                except Exception as error:
+                    self.failures.append(f"{type(error).__name__} {error}")
+                time.sleep(0.02)
+
+    def __enter__(self) -> "Load":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def test_it_answers_and_says_so(server: Serving) -> None:
+    said = server.log.read_text()
+    assert f"version 1 is ready at {server.url}/invocations" in said
+    assert server.ask(served.picture(1))[0]["model_version"] == "1"
+    assert requests.get(f"{server.url}/version", timeout=60).json()["model_version"] == "1"
+    assert server.metric('trueframe_model_version{version="1"}') == 1
+
+
+def test_it_follows_the_champion_and_back_without_a_failed_request(home: Registered, server: Serving) -> None:
+    before = len(server.family())
+    with Load(server) as load:
+        for version in ("2", "1"):
+            home.promote(version)
+            server.wait(lambda version=version: load.versions[-1:] == [version])
+    assert load.failures == []
+    assert set(load.versions) == {"1", "2"}
+    assert server.metric('trueframe_moves_total{outcome="done"}') == 2
+    server.wait(lambda: len(server.family()) == before)  # the servers before are gone
+
+
+def test_a_champion_that_cannot_be_loaded_changes_nothing(home: Registered, server: Serving) -> None:
+    before = len(server.family())
+    with Load(server) as load:
+        home.promote("3")
+        server.wait(lambda: server.metric("trueframe_champion_failed") == 1)
+    assert load.failures == [] and set(load.versions) == {"1"}
+    assert server.metric('trueframe_moves_total{outcome="failed"}') == 1
+    [line] = [line for line in server.log.read_text().splitlines() if line.startswith("error: ")]
+    assert "models:/trueframe/3 can't be served" in line and "VERSION 1 GOES ON" in line
+    server.wait(lambda: len(server.family()) == before)
+    home.promote("1")
+    server.wait(lambda: server.metric("trueframe_champion_failed") == 0)
+
+
+def test_without_a_registry_it_goes_on(home: Registered, server: Serving) -> None:
+    database = home.root / "mlflow.db"
+    database.rename(home.root / "elsewhere.db")
+    server.wait(lambda: server.metric("trueframe_registry_up") == 0)
+    assert server.ask(served.picture(1))[0]["model_version"] == "1"
+    (home.root / "elsewhere.db").replace(database)
+    server.wait(lambda: server.metric("trueframe_registry_up") == 1)
+
+
+def test_a_model_server_that_dies_is_started_anew(server: Serving) -> None:
+    for pid in server.family():
+        os.kill(pid, signal.SIGKILL)
+    server.wait(lambda: server.metric("trueframe_restarts_total") == 1)
+    assert server.ask(served.picture(1), timeout=served.PATIENCE)[0]["error"] is None  # it waits for the new one
+    assert "started anew" in server.log.read_text()
+
+
+def test_the_port_is_taken(home: Registered, server: Serving) -> None:
+    port = server.url.rpartition(":")[2]
+    done = subprocess.run(
+        [os.sys.executable, "-m", "flows.cli", "serve", "--port", port],  # type: ignore[attr-defined]
+        cwd=home.root,
+        env=home.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert f"{port} can't be used" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def blocks(text: str) -> list[str]:
+    """The fenced blocks under the heading `Serve` that hold a curl."""
+    section = re.search(r"^## Serve\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    assert section, "README.md has no heading `## Serve`"
+    found = re.findall(r"^```(?:sh|bash|)\n(.*?)^```", section[1], re.M | re.S)
+    return [block for block in found if "curl" in block]
+
+
+def test_the_curl_examples_of_the_readme_work_as_pasted(server: Serving, tmp_path: Path) -> None:
+    examples = blocks(README.read_text())
+    assert examples
+    for name in ("photo.jpg", "other.png"):
+        (tmp_path / name).write_bytes(served.picture(1, "JPEG" if name.endswith("jpg") else "PNG"))
+    for example in examples:
+        script = example.replace("http://127.0.0.1:5001", server.url)
+        assert script != example, example
+        env = {**os.environ, "TRUEFRAME_API_KEY": KEY}
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{example}\n{done.stderr}"
+        assert '"error":' not in done.stdout.replace('"error":null', ""), f"{example}\n{done.stdout}"
+        assert '"verdict"' in done.stdout or "/health" in example or "/metrics" in example, done.stdout
+
+
+def test_it_ends_with_all_that_it_started(home: Registered, server: Serving) -> None:
+    family = server.family()
+    assert family
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+    assert [pid for pid in family if alive(pid)] == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux alone ends children with their parent")
+def test_killed_it_leaves_nothing_behind(home: Registered) -> None:
+    with served.serve(home) as serving:
+        family = serving.family()
+        assert family
+        serving.process.kill()
+        serving.process.wait()
+        end = time.monotonic() + 60
+        while any(alive(pid) for pid in family):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

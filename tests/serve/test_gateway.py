@@ -1,0 +1,369 @@
+"""The gateway over MLflow's own scoring server with a real detector: what is let in, what is refused, and how."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fuzz
+import pytest
+import requests
+import served
+import uvicorn
+
+from components.params import Serve
+from components.serve import gateway
+from components.serve.detector import FIELDS, Detector
+from components.serve.gateway import Gateway
+from components.serve.queue import Backend
+from components.stage import StageError
+
+GOOD = served.picture(1)
+
+
+@dataclass
+class Running:
+    """A server in a thread."""
+
+    port: int
+    loop: asyncio.AbstractEventLoop
+    gateway: Gateway = field(default=None)  # type: ignore[assignment]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def do(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
+
+    def ask(self, *files: Any, **params: Any) -> requests.Response:
+        rows = [{"image": served.encoded(file) if isinstance(file, bytes) else file} for file in files]
+        return requests.post(f"{self.url}/invocations", json={"dataframe_records": rows, "params": params}, timeout=60)
+
+    def post(self, body: bytes | str, media: str = "application/json", path: str = "/invocations") -> requests.Response:
+        return requests.post(f"{self.url}{path}", body, headers={"Content-Type": media}, timeout=60)
+
+    def metric(self, name: str) -> float:
+        lines = requests.get(f"{self.url}/metrics", timeout=30).text.splitlines()
+        return next((float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name), 0.0)
+
+
+@contextlib.contextmanager
+def running(app: Any, front: Gateway | None = None, **options: Any) -> Iterator[Running]:
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", **options))
+    listening = socket.create_server(("127.0.0.1", 0))
+    started = threading.Event()
+    made: list[Running] = []
+
+    async def main() -> None:
+        made.append(Running(listening.getsockname()[1], asyncio.get_running_loop(), front))
+        async with front.open() if front else contextlib.nullcontext():
+            started.set()
+            await server.serve(sockets=[listening])
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    assert started.wait(30)
+    try:
+        yield made[0]
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return served.detector(tmp_path_factory.mktemp("detector"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Iterator[Running]:
+    """MLflow's scoring server, in this process."""
+    import mlflow
+    from mlflow.pyfunc import scoring_server
+
+    loaded = mlflow.pyfunc.load_model(str(served.packed(folder)))
+    with running(scoring_server.init(loaded)) as server:
+        yield server
+
+
+@pytest.fixture
+def front(model: Running) -> Iterator[Callable[..., Running]]:
+    """A gateway with settings of its own."""
+    with contextlib.ExitStack() as stack:
+
+        def make(backends: list[Backend] | None = None, keys: tuple[str, ...] = (), **settings: Any) -> Running:
+            made = Gateway(Serve.model_validate(settings), keys)
+            options = {"http": gateway.protocol(made.settings.read_s)}
+            started = stack.enter_context(running(made.app, made, **options))
+            started.do(made.use([Backend(model.url)] if backends is None else backends, "7"))
+            return started
+
+        yield make
+
+
+def refused(answer: requests.Response, status: int, says: str) -> None:
+    """One line of JSON, and nothing of the inside."""
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["error"] and says in answer.json()["error"], answer.text
+    assert answer.text.count("\n") == 1 and "Traceback" not in answer.text and "site-packages" not in answer.text
+
+
+def test_rows_are_those_of_the_detector(front: Callable[..., Running], folder: Path) -> None:
+    files = [served.picture(n, kind) for n, kind in enumerate(("JPEG", "PNG", "WEBP"))]
+    mixed = [files[0], "no base64!", files[1], served.encoded(b"no image"), 7, None, ["x"], files[2], {"a": 1}]
+    rows = front().ask(*mixed).json()["predictions"]
+    assert [bool(row["error"]) for row in rows] == [False, True, False, True, True, True, True, False, True]
+    assert all(list(row) == list(FIELDS) for row in rows)
+    own = Detector(folder / "network.keras", folder / "decision.json", folder / "familiar.npz", "1").score(files)
+    for said, row in zip([rows[0], rows[2], rows[7]], own, strict=True):
+        assert said["probability"] == pytest.approx(row["probability"], abs=1e-5)
+        assert {k: said[k] for k in ("label", "verdict", "provenance", "warnings")} == {
+            k: row[k] for k in ("label", "verdict", "provenance", "warnings")
+        }
+
+
+def test_what_a_body_may_be(front: Callable[..., Running]) -> None:
+    server = front()
+    image = served.encoded(GOOD)
+    split = {"dataframe_split": {"columns": ["id", "image"], "data": [[1, image], [2], 3]}}
+    rows = server.post(json.dumps(split)).json()["predictions"]
+    assert [bool(row["error"]) for row in rows] == [False, True, True]
+    assert server.post('{"dataframe_records": []}').json() == {"predictions": []}
+    rows = server.post(json.dumps({"dataframe_records": [{"image": image, "more": 1}, 5, {}]})).json()["predictions"]
+    assert [bool(row["error"]) for row in rows] == [False, True, True]
+
+
+def test_a_threshold_moves_label_and_band(front: Callable[..., Running]) -> None:
+    server = front()
+    [usual] = server.ask(GOOD).json()["predictions"]
+    p = usual["probability"]
+    [below], [above] = (server.ask(GOOD, threshold=t).json()["predictions"] for t in (p / 4, 1 - (1 - p) / 4))
+    assert (below["label"], below["verdict"]) == ("ai", "ai") and below["threshold"] == pytest.approx(p / 4)
+    assert (above["label"], above["verdict"]) == ("real", "real")
+    assert below["probability"] == pytest.approx(p, abs=1e-6)
+    for wrong in (2, -0.1, "x", True, [1]):
+        refused(server.ask(GOOD, threshold=wrong), 400, "threshold has to be a number from 0 to 1")
+
+
+def test_explain(front: Callable[..., Running]) -> None:
+    server = front()
+    [row] = server.ask(GOOD, explain=True).json()["predictions"]
+    assert row["heatmap"] and "heatmap" not in server.ask(GOOD).json()["predictions"][0]
+    refused(server.ask(GOOD, explain="yes"), 400, "explain has to be true or false")
+    refused(server.ask(GOOD, explian=True), 400, "'explian'")
+
+
+def test_files_as_they_are(front: Callable[..., Running]) -> None:
+    server = front()
+    want = server.ask(GOOD).json()["predictions"][0]
+    for media in ("image/jpeg", "application/octet-stream"):
+        [row] = server.post(GOOD, media, "/v1/check").json()["predictions"]
+        assert row == {"file": None, **want}
+    files = [("file", ("a.jpg", GOOD)), ("other", ("b.jpg", b"broken")), ("file", ("ü.png", served.picture(2, "PNG")))]
+    answer = requests.post(f"{server.url}/v1/check", files=files, data={"threshold": "0.25"}, timeout=60)
+    rows = answer.json()["predictions"]
+    assert [row["file"] for row in rows] == ["a.jpg", "b.jpg", "ü.png"]
+    assert [bool(row["error"]) for row in rows] == [False, True, False]
+    assert {row["threshold"] for row in rows} == {0.25}
+    [row] = server.post(GOOD, "image/jpeg", "/v1/check?explain=true").json()["predictions"]
+    assert row["heatmap"]
+    refused(server.post(GOOD, "image/jpeg", "/v1/check?explain=maybe"), 400, "explain")
+    refused(server.post(GOOD, "image/jpeg", "/v1/check?threshold=high"), 400, "threshold")
+    refused(server.post(GOOD, "text/plain", "/v1/check"), 415, "text/plain")
+    refused(server.post(GOOD, "multipart/form-data", "/v1/check"), 400, "")
+    refused(server.post(GOOD, "multipart/form-data; boundary=x", "/v1/check"), 400, "")
+    refused(requests.post(f"{server.url}/v1/check", files={"a": (None, "text")}, timeout=60), 400, "")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b"", 400, "not JSON"),
+        (b"{", 400, "not JSON"),
+        (b"\xff\xfe\x00", 400, "not JSON"),
+        (b"[" * 100_000, 400, "not JSON"),
+        (b'{"dataframe_records": ' * 50_000, 400, "not JSON"),
+        (b'{"dataframe_records": [{"image": NaN}]}', 400, "not JSON"),
+        (b'"text"', 400, "dataframe_records"),
+        (b"[]", 400, "dataframe_records"),
+        (b"{}", 400, "dataframe_records"),
+        (b'{"params": {}}', 400, "dataframe_records"),
+        (b'{"dataframe_records": 5}', 400, "dataframe_records"),
+        (b'{"dataframe_records": {"image": "x"}}', 400, "dataframe_records"),
+        (b'{"dataframe_split": {"columns": ["x"], "data": []}}', 400, "dataframe_records"),
+        (b'{"instances": [[1]]}', 400, "dataframe_records"),
+        (b'{"dataframe_records": [], "params": [1]}', 400, "params"),
+    ],
+)
+def test_what_is_no_body_is_one_line(front: Callable[..., Running], body: bytes, status: int, says: str) -> None:
+    refused(front().post(body), status, says)
+
+
+def test_other_ways_to_be_wrong(front: Callable[..., Running]) -> None:
+    server = front(max_body_mb=1, max_images=4)
+    refused(server.post(b"image", "text/csv"), 415, "text/csv")
+    refused(requests.get(f"{server.url}/invocations", timeout=60), 405, "GET")
+    refused(requests.get(f"{server.url}/nowhere", timeout=60), 404, "/nowhere")
+    refused(server.post(b"x" * (2**20 + 1)), 413, "1 MiB")
+    chunked = (b"x" * 2**16 for _ in range(40))
+    with contextlib.suppress(requests.ConnectionError):  # it was still sending when it was told
+        refused(requests.post(f"{server.url}/invocations", chunked, timeout=60), 413, "1 MiB")
+    refused(server.ask(*[GOOD] * 5), 413, "5 images")
+    assert server.ask(*[GOOD] * 4).status_code == 200
+    many = [("file", (f"{n}.jpg", GOOD)) for n in range(5)]
+    refused(requests.post(f"{server.url}/v1/check", files=many, timeout=60), 413, "")
+
+
+def test_keys(front: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("two\nthree\n")
+    monkeypatch.setenv(gateway.KEYS, "one")
+    monkeypatch.setenv(gateway.KEYS_FILE, str(tmp_path / "keys"))
+    server = front(keys=tuple(gateway.keys()))
+    body = json.dumps({"dataframe_records": [{"image": served.encoded(GOOD)}]})
+
+    def ask(**headers: str) -> requests.Response:
+        sent = {"Content-Type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        return requests.post(f"{server.url}/invocations", body, headers=sent, timeout=60)
+
+    for headers in ({"Authorization": "Bearer one"}, {"Authorization": "bearer three"}, {"X_API_Key": "two"}):
+        assert ask(**headers).status_code == 200
+    for headers in ({}, {"Authorization": "Bearer on"}, {"Authorization": "Basic one"}, {"X_API_Key": "ön"}):
+        refused(ask(**headers), 401, "API key")
+    assert requests.get(f"{server.url}/health", timeout=60).status_code == 200
+    for path in ("/metrics", "/version"):
+        refused(requests.get(f"{server.url}{path}", timeout=60), 401, "API key")
+        assert requests.get(f"{server.url}{path}", headers={"X-API-Key": "two"}, timeout=60).status_code == 200
+    monkeypatch.setenv(gateway.KEYS_FILE, str(tmp_path / "none"))
+    with pytest.raises(StageError, match="none"):
+        gateway.keys()
+    monkeypatch.delenv(gateway.KEYS_FILE)
+    monkeypatch.setenv(gateway.KEYS, " ")
+    with pytest.raises(StageError, match="no key"):
+        gateway.keys()
+
+
+def test_rate(front: Callable[..., Running]) -> None:
+    server = front(rate=3, keys=("a", "b"))
+
+    def ask(key: str, images: int) -> requests.Response:
+        body = json.dumps({"dataframe_records": [{"image": served.encoded(GOOD)}] * images})
+        headers = {"Content-Type": "application/json", "X-API-Key": key}
+        return requests.post(f"{server.url}/invocations", body, headers=headers, timeout=60)
+
+    assert ask("a", 5).status_code == 200  # it leaves a debt
+    answer = ask("a", 1)
+    refused(answer, 429, "3 images a minute")
+    assert 30 < int(answer.headers["Retry-After"]) <= 62
+    assert ask("b", 1).status_code == 200
+    assert server.metric('trueframe_requests_total{route="/invocations",status="429"}') == 0  # needs a key itself
+
+
+def test_what_is_too_much_is_turned_away_and_what_waits_is_put_together(
+    front: Callable[..., Running], model: Running
+) -> None:
+    away = Backend(None)  # a server that is being started anew
+    server = front([away], max_requests=12)
+    assert requests.get(f"{server.url}/health", timeout=60).status_code == 503
+    assert requests.get(f"{server.url}/health/live", timeout=60).status_code == 200
+    with ThreadPoolExecutor(12) as threads:
+        waiting = [threads.submit(server.ask, served.picture(n)) for n in range(12)]
+        until(lambda: server.metric("trueframe_requests_waiting") == 12)
+        answer = server.ask(GOOD)
+        refused(answer, 503, "12 requests are being answered")
+        assert answer.headers["Retry-After"]
+
+        async def back() -> None:
+            away.url = model.url
+            server.gateway.queue.pump()
+
+        server.do(back())
+        rows = [done.result().json()["predictions"][0] for done in waiting]
+    assert rows[3]["probability"] == pytest.approx(
+        server.ask(served.picture(3)).json()["predictions"][0]["probability"]
+    )
+    assert server.metric("trueframe_call_images_sum") == 13
+    assert server.metric("trueframe_call_images_count") == 2, "twelve in one call, and one alone"
+    assert requests.get(f"{server.url}/health", timeout=60).json() == {
+        "live": True,
+        "ready": True,
+        "model_version": "7",
+    }
+
+
+def test_a_server_that_is_gone_fails_nobody(front: Callable[..., Running], model: Running) -> None:
+    gone = Backend(f"http://127.0.0.1:{served.free_port()}")
+    server = front([gone, Backend(model.url)])
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda n: server.ask(served.picture(n)), range(24)))
+    assert [answer.status_code for answer in answers] == [200] * 24
+    assert gone.url is None, "until somebody says that it is there again"
+    assert server.metric("trueframe_call_failures_total") >= 1
+
+
+def test_a_server_that_is_silent_is_waited_for_only_so_long(front: Callable[..., Running]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        server = front([Backend(f"http://127.0.0.1:{silent.getsockname()[1]}")], answer_s=1)
+        refused(server.ask(GOOD), 504, "no answer")
+
+
+def test_large_requests_go_in_parts_and_keep_their_order(front: Callable[..., Running]) -> None:
+    server = front()
+    files = [served.picture(n, size=(16, 16)) for n in range(100)]
+    files[50] = b"broken"
+    rows = server.ask(*files).json()["predictions"]
+    assert len(rows) == 100 and [n for n, row in enumerate(rows) if row["error"]] == [50]
+    for n in (0, 31, 32, 99):
+        [alone] = server.ask(files[n]).json()["predictions"]
+        assert rows[n]["probability"] == pytest.approx(alone["probability"], abs=1e-5)
+    assert server.metric('trueframe_images_total{verdict="error"}') == 1
+
+
+def test_who_is_too_slow_is_cut_off(front: Callable[..., Running]) -> None:
+    server = front(read_s=0.5)
+
+    def answer(*parts: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", server.port), 30) as caller:
+            said = b""
+            with contextlib.suppress(ConnectionError):
+                for part in parts:
+                    caller.sendall(part)
+                    time.sleep(0.2)
+                while more := caller.recv(4096):
+                    said += more
+            return said
+
+    head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n"
+    assert answer() == b"", "who says nothing"
+    assert answer(*[bytes([byte]) for byte in head[:20]]) == b"", "who spells the head"
+    said = answer(head + b"\r\n", b"x", b"x")
+    assert b"408" in said.splitlines()[0] and b'"error"' in said
+    assert server.ask(GOOD).status_code == 200
+
+
+def test_broken_files_from_the_fuzzer(front: Callable[..., Running]) -> None:
+    """A share of the corpus, with a good image among every 31 broken ones; `benchmarks/serving.py` sends all of it."""
+    server = front()
+    broken = [data for number, (_, data) in enumerate(fuzz.corpus(each=6)) if len(data) < 2**20]
+    good = server.ask(GOOD).json()["predictions"][0]
+    for start in range(0, len(broken), 31):
+        answer = server.ask(*broken[start : start + 31], GOOD)
+        assert answer.status_code == 200 and "Traceback" not in answer.text
+        *rows, last = answer.json()["predictions"]
+        assert last["probability"] == pytest.approx(good["probability"], abs=1e-5)
+        assert all((row["error"] is None) == (row["probability"] is not None) for row in rows)
+        assert all(row["error"] is None or "\n" not in row["error"] for row in rows)
+
+
+def until(what: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.05)
