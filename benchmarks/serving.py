@@ -1,30 +1,49 @@
-"""One image over HTTP: our scoring model against the usual pyfunc, which calls `model.predict` for each request.
+"""Images over HTTP: `trueframe serve` beside the usual pyfunc, which calls `model.predict` for each request.
 
-Both are served by `mlflow models serve` on this machine, with the same network, and are asked in turns.
+All servers run on this machine with the same network and are asked in turns, each by `mlflow models serve`: ours behind
+the gateway and without it, the usual one, and one that returns a constant, which is the floor.
+
+    python -m benchmarks serving
+    python -m benchmarks.serving --soak 10      at 80 % of the measured peak: errors and memory
+    python -m benchmarks.serving --overload     at three times the peak
+    python -m benchmarks.serving --corpus       broken files by the thousand
 """
 
+import argparse
+import asyncio
 import base64
-import http.client
+import contextlib
 import io
 import json
 import os
+import random
+import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 import numpy as np
+import psutil
 from PIL import Image
 
 import components
 from components import networks
+from components.networks.familiarity import Familiarity
 
-SIDE, REQUESTS = 32, 300
+ROOT = Path(__file__).parents[1]
+SIDE, CLIENTS, BATCH = 32, (1, 8, 32), 256
+OURS, PLAIN, USUAL, FLOOR = "trueframe serve", "its model alone", "usual pyfunc", "constant"
 
-USUAL = """
+MODELS = {
+    USUAL: """
 import base64, io
 import mlflow
 import numpy as np
@@ -34,7 +53,7 @@ from PIL import Image
 class Usual(mlflow.pyfunc.PythonModel):
     def load_context(self, context):
         import keras
-        self.model = keras.models.load_model(context.artifacts["network"])
+        self.model = keras.models.load_model(context.artifacts["network"], compile=False)
 
     def predict(self, context, model_input, params=None):
         images = [Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for text in model_input["image"]]
@@ -43,85 +62,431 @@ class Usual(mlflow.pyfunc.PythonModel):
 
 
 mlflow.models.set_model(Usual())
-"""
+""",
+    FLOOR: """
+import mlflow
 
 
-def run() -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        servers = {}
-        try:
-            for name, path in _models(root).items():
-                port = _free_port()
-                servers[name] = (_serve(path, port, root / f"{name}.log"), port)
-            times = _ask(servers)
-        finally:
-            for process, _ in servers.values():
-                process.terminate()
-            for process, _ in servers.values():
-                process.wait()
-    lines = [f"One JPEG of {SIDE} px over HTTP on this machine, {REQUESTS} requests each, in turns (ms)"]
-    for name, values in times.items():
-        median, slow = statistics.median(values) * 1e3, statistics.quantiles(values, n=100)[-1] * 1e3
-        lines.append(f"| {name} | median {median:.1f} | 99th percentile {slow:.1f} |")
+class Constant(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        return [{"logit": 0.0} for _ in range(len(model_input))]
+
+
+mlflow.models.set_model(Constant())
+""",
+}
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[bytes]
+    url: str
+    to_ready: float
+
+    def memory(self) -> float:
+        """MiB that it and its processes hold, shared pages counted once."""
+        total = 0
+        for process in [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_full_info().pss
+        return total / 2**20
+
+
+@dataclass
+class Heard:
+    """What a load heard.
+
+    Attributes:
+        times: s, of answers with verdicts.
+        refused: s, of 429 and 503.
+        statuses: how many of each; 0 for no answer.
+        seconds: that it took.
+    """
+
+    times: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return len(self.times) / self.seconds
+
+
+def run(seconds: float = 6, requests: int = 200) -> str:
+    """The table; each cell takes `seconds`, and the latency of one image so many requests."""
+    with _servers() as servers:
+        lines = [asyncio.run(_table(servers, seconds, requests))]
     return "\n".join(lines) + "\n"
 
 
-def _models(root: Path) -> dict[str, Path]:
+async def _table(servers: dict[str, Server], seconds: float, requests: int) -> str:
+    one, many = _body(_jpeg(0)), _body(*(_jpeg(n) for n in range(BATCH)))
+    alone: dict[str, list[float]] = {name: [] for name in servers}
+    rates: dict[tuple[str, int], list[float]] = {}
+    batches: dict[str, list[float]] = {name: [] for name in servers}
+    async with _client() as client:
+        for turn in range(requests + 20):
+            for name, server in servers.items():
+                status, took = await _ask(client, server, one)
+                assert status == 200, name
+                if turn >= 20:
+                    alone[name].append(took)
+        for clients in CLIENTS:
+            for _ in range(2):
+                for name, server in servers.items():
+                    heard = await _closed(client, server, one, clients, seconds / 2)
+                    rates.setdefault((name, clients), []).append(heard.rate)
+        for _ in range(3):
+            for name, server in servers.items():
+                status, took = await _ask(client, server, many)
+                assert status == 200, name
+                batches[name].append(BATCH / took)
+    own = _own(_jpeg(0), requests)
+    head = ["", "median", "99th", *(f"{n} clients" for n in CLIENTS), f"batches of {BATCH}", "memory", "ready after"]
+    lines = [
+        f"JPEG of {SIDE} px on this machine: ms for one; requests/s; images/s; MiB; s",
+        _row(head),
+        _row(["---"] * 9),
+    ]
+    for name, server in servers.items():
+        figures = [statistics.median(alone[name]) * 1e3, statistics.quantiles(alone[name], n=100)[-1] * 1e3]
+        speeds = [statistics.mean(rates[name, n]) for n in CLIENTS]
+        cells = [f"{v:.1f}" for v in [*figures, *speeds, statistics.median(batches[name])]]
+        lines.append(_row([name, *cells, f"{server.memory():.0f}", f"{server.to_ready:.1f}"]))
+    times = statistics.mean(rates[OURS, 8]) / statistics.mean(rates[USUAL, 8])
+    floor = statistics.median(alone[FLOOR]) * 1e3
+    ours = statistics.median(alone[OURS]) * 1e3
+    lines += [
+        "",
+        f"requests/s with 8 clients: {times:.1f} × the usual pyfunc's",
+        f"median of one: {ours / (own + floor):.2f} × (decode and network {own:.2f} ms + floor {floor:.2f} ms)",
+    ]
+    return "\n".join(lines)
+
+
+async def soak(server: Server, minutes: float, seconds: float) -> str:
+    """At 80 % of the peak: errors, and by how much memory grows from the first fifth on."""
+    body = _body(_jpeg(0))
+    async with _client() as client:
+        peak = (await _closed(client, server, body, 32, seconds)).rate
+        memory: list[float] = []
+        end = time.monotonic() + minutes * 60
+
+        async def watch() -> None:
+            while time.monotonic() < end:
+                memory.append(await asyncio.to_thread(server.memory))
+                await asyncio.sleep(min(10, minutes * 60 / 30))
+
+        watching = asyncio.create_task(watch())
+        heard = await _open(client, server, body, 0.8 * peak, minutes * 60)
+        await watching
+    warm = memory[len(memory) // 5 :]
+    slope = float(np.polyfit(np.arange(len(warm)), warm, 1)[0]) * len(warm)
+    wrong = {status: n for status, n in heard.statuses.items() if status != 200}
+    return (
+        f"soak of {minutes:g} min at {0.8 * peak:.0f} requests/s (peak {peak:.0f}): {heard.statuses[200]:,} answers, "
+        f"others {wrong or 'none'}; median {_ms(heard.times)} ms; "
+        f"memory {warm[0]:.0f} MiB, {slope / warm[0]:+.1%} over it\n"
+    )
+
+
+async def overload(server: Server, seconds: float) -> str:
+    """Three times the peak: what is refused is refused quickly, and the rest waits little longer than at the peak."""
+    body = _body(_jpeg(0))
+    async with _client() as client:
+        usual = await _closed(client, server, body, 32, seconds)
+        heard = await _open(client, server, body, 3 * usual.rate, seconds)
+    return (
+        f"peak: {usual.rate:.0f} requests/s with 32 clients, median {_ms(usual.times)} ms; at three times as many: "
+        f"{dict(sorted(heard.statuses.items()))}, answered {heard.rate:.0f}/s with median {_ms(heard.times)} ms, "
+        f"99th percentile {statistics.quantiles(heard.times, n=100)[-1] * 1e3:.0f} ms; "
+        f"refused after {_ms(heard.refused)} ms\n"
+    )
+
+
+async def corpus(server: Server) -> str:
+    """All broken files of the fuzzer, each 31 with a good one, and what is no request at all."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import fuzz
+
+    good, alive = _jpeg(0), []
+    counts: Counter[str] = Counter()
+    broken = [data for _, data in fuzz.corpus()]
+    random.Random(0).shuffle(broken)
+    began = time.monotonic()
+    async with _client() as client:
+
+        async def rows(files: list[bytes]) -> None:
+            async with client.post(f"{server.url}/invocations", data=_body(*files), headers=_JSON) as answer:
+                said = await answer.text()
+            counts["traces"] += "Traceback" in said
+            if answer.status != 200:
+                counts[f"status {answer.status}"] += 1
+                return
+            *found, last = json.loads(said)["predictions"]
+            alive.append(last["error"] is None)
+            counts["files"] += len(found)
+            counts["with an error of their own"] += sum(row["error"] is not None for row in found)
+
+        for start in range(0, len(broken), 31):
+            await rows([*broken[start : start + 31], good])
+        wrong = [b"[" * 10**6, b'{"dataframe_records":' * 10**5, os.urandom(10**6), b"x" * 2**27, b"", b"{}", b"null"]
+        for body in wrong:
+            with contextlib.suppress(aiohttp.ClientError):  # cut off while it still sent
+                async with client.post(f"{server.url}/invocations", data=body, headers=_JSON) as answer:
+                    counts[f"no request: status {answer.status}"] += 1
+                    counts["traces"] += b"Traceback" in await answer.read()
+        slow = [await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2])) for _ in range(200)]
+        for _, writer in slow:
+            writer.write(b"POST /invocations HTTP/1.1\r\nContent-Le")
+        status, took = await _ask(client, server, _body(good))
+        for _, writer in slow:
+            writer.close()
+    return (
+        f"corpus: {dict(counts)}, all {len(alive)} good ones between them answered: {all(alive)}; "
+        f"with 200 slow callers one answer {status} in {took * 1e3:.0f} ms; {time.monotonic() - began:.0f} s; the server is "
+        f"{'up' if server.process.poll() is None else 'DOWN'}\n"
+    )
+
+
+_JSON = {"Content-Type": "application/json"}
+
+
+def _client() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4), timeout=aiohttp.ClientTimeout(total=120)
+    )
+
+
+async def _ask(client: aiohttp.ClientSession, server: Server, body: bytes) -> tuple[int, float]:
+    began = time.perf_counter()
+    try:
+        async with client.post(f"{server.url}/invocations", data=body, headers=_JSON) as answer:
+            await answer.read()
+            return answer.status, time.perf_counter() - began
+    except (aiohttp.ClientError, TimeoutError):
+        return 0, time.perf_counter() - began
+
+
+def _note(heard: Heard, status: int, took: float) -> None:
+    heard.statuses[status] += 1
+    if status == 200:
+        heard.times.append(took)
+    elif status in (429, 503):
+        heard.refused.append(took)
+
+
+async def _closed(client: aiohttp.ClientSession, server: Server, body: bytes, clients: int, seconds: float) -> Heard:
+    """Clients that each wait for their answer."""
+    heard, began = Heard(), time.perf_counter()
+
+    async def one() -> None:
+        while time.perf_counter() - began < seconds:
+            _note(heard, *await _ask(client, server, body))
+
+    await asyncio.gather(*(one() for _ in range(clients)))
+    heard.seconds = time.perf_counter() - began
+    return heard
+
+
+async def _open(client: aiohttp.ClientSession, server: Server, body: bytes, rate: float, seconds: float) -> Heard:
+    """Requests that come whether the ones before are answered or not, at random with this mean rate."""
+    heard, began, asked, chance = Heard(), time.perf_counter(), set(), random.Random(0)
+    due = began
+
+    async def one() -> None:
+        _note(heard, *await _ask(client, server, body))
+
+    while (now := time.perf_counter()) - began < seconds:
+        while due <= now:
+            task = asyncio.create_task(one())
+            asked.add(task)
+            task.add_done_callback(asked.discard)
+            due += chance.expovariate(rate)
+        await asyncio.sleep(max(0, min(due - time.perf_counter(), 0.05)))
+    heard.seconds = time.perf_counter() - began
+    await asyncio.gather(*asked)
+    return heard
+
+
+def _own(data: bytes, requests: int) -> float:
+    """ms for the detector itself to decode one image and ask the network, in this process."""
+    from components.serve.detector import Detector
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = _files(Path(folder))
+        detector = Detector(*files.values(), "1")
+        times = []
+        for _ in range(requests):
+            began = time.perf_counter()
+            opened = detector._open(data, False)
+            detector._ensemble.outputs([pixels[None] for pixels in opened.pixels or ()])
+            times.append(time.perf_counter() - began)
+    return statistics.median(times) * 1e3
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """An untrained CIFAKE network, and what a detector needs beside it."""
+    files = {
+        "network": folder / "network.keras",
+        "decision": folder / "decision.json",
+        "familiar": folder / "familiar.npz",
+    }
+    made = networks.build("cnn", SIDE, {})
+    made.save(files["network"])
+    scope = {"min_side": 16, "max_side": None}
+    decision = {"temperature": 1.0, "threshold": 0.5, "low": 0.4, "high": 0.6, "view": str(SIDE), "scope": scope}
+    files["decision"].write_text(json.dumps(decision))
+    wide = next(int(layer.output.shape[1]) for layer in made.layers if layer.name == "features")
+    one = np.ones(wide)
+    Familiarity(one, np.zeros((2, wide)), np.eye(wide), one, np.full(2, np.inf)).save(files["familiar"])
+    return files
+
+
+@contextlib.contextmanager
+def _servers(names: tuple[str, ...] = (OURS, PLAIN, USUAL, FLOOR)) -> Iterator[dict[str, Server]]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    networks.build("cnn", SIDE, {}).save(root / "network.keras")
-    decision = {"temperature": 1.0, "threshold": 0.5, "low": 0.5, "high": 0.5, "view": str(SIDE)}
-    (root / "decision.json").write_text(json.dumps(decision))
-    (root / "usual.py").write_text(USUAL)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        root = Path(folder)
+        models = _models(root, _files(root))
+        servers = {}
+        for name in names:
+            command = [
+                sys.executable,
+                "-m",
+                "mlflow",
+                "models",
+                "serve",
+                "-m",
+                str(models[name]),
+                "--env-manager",
+                "local",
+            ]
+            if name == OURS:
+                _register(root, models[OURS])
+                command = [sys.executable, "-m", "flows.cli", "serve"]
+            servers[name] = stack.enter_context(_serving(command, root, name))
+        yield servers
+
+
+def _models(root: Path, files: dict[str, Path]) -> dict[str, Path]:
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    asked = [ParamSpec("explain", DataType.boolean, False), ParamSpec("threshold", DataType.double, None)]
+    signature = ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")]), params=ParamSchema(asked))
+    code = {OURS: Path(components.__file__).parent / "serve/pyfunc.py"}
+    for name, text in MODELS.items():
+        code[name] = root / f"{name.split()[0]}.py"
+        code[name].write_text(text)
+    for name, path in code.items():
+        mlflow.pyfunc.save_model(
+            str(root / name),
+            python_model=str(path),
+            artifacts={key: str(file) for key, file in files.items()},
+            pip_requirements=["mlflow"],
+            signature=signature if name == OURS else None,
+        )
+    return {name: root / name for name in code} | {PLAIN: root / OURS}
+
+
+def _register(root: Path, model: Path) -> None:
     import mlflow
 
-    package = Path(components.__file__).parent
-    artifacts = {"network": str(root / "network.keras"), "decision": str(root / "decision.json")}
-    requirements = ["mlflow", "tensorflow"]
-    for name, code in (("trueframe", package / "serve/pyfunc.py"), ("usual pyfunc", root / "usual.py")):
-        mlflow.pyfunc.save_model(
-            str(root / name), python_model=str(code), artifacts=artifacts, pip_requirements=requirements
-        )
-    return {name: root / name for name in ("trueframe", "usual pyfunc")}
+    uri = f"sqlite:///{root}/mlflow.db"
+    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.create_registered_model("trueframe")
+    client.set_registered_model_alias(
+        "trueframe", "champion", client.create_model_version("trueframe", str(model)).version
+    )
+    settings = (ROOT / "presets/cifake.yaml").read_text()
+    (root / "params.yaml").write_text(settings)
+    (root / "dvc.yaml").write_text("stages: {}\n")
 
 
-def _serve(model: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)], env={**os.environ, "PATH": path}, stdout=file, stderr=file
-        )
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return process
-        if process.poll() is not None:
-            break
-        time.sleep(0.2)
-    raise SystemExit(f"the server did not start: {log.read_text()[-2000:]}")
-
-
-def _ask(servers: dict[str, tuple[subprocess.Popen[bytes], int]]) -> dict[str, list[float]]:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(buffer, "JPEG")
-    body = json.dumps({"dataframe_records": [{"image": base64.b64encode(buffer.getvalue()).decode()}]})
-    clients = {name: http.client.HTTPConnection("127.0.0.1", port) for name, (_, port) in servers.items()}
-    times: dict[str, list[float]] = {name: [] for name in servers}
-    for turn in range(REQUESTS + 30):
-        for name, client in clients.items():
-            began = time.perf_counter()
-            client.request("POST", "/invocations", body, {"Content-Type": "application/json"})
-            answer = client.getresponse()
-            answer.read()
-            assert answer.status == 200
-            if turn >= 30:
-                times[name].append(time.perf_counter() - began)
-    return times
-
-
-def _free_port() -> int:
+@contextlib.contextmanager
+def _serving(command: list[str], root: Path, name: str) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        port = probe.getsockname()[1]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    quiet = {"UVICORN_ACCESS_LOG": "false", "UVICORN_LOG_LEVEL": "warning"}
+    env = {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db",
+        **quiet,
+    }
+    log = root / f"{name}.log"
+    began = time.monotonic()
+    with log.open("wb") as file:
+        process = subprocess.Popen([*command, "--port", str(port)], cwd=root, env=env, stdout=file, stderr=file)
+    try:
+        server = Server(process, f"http://127.0.0.1:{port}", 0.0)
+        asyncio.run(_until(lambda: _is_ready(server), process, log))
+        server.to_ready = time.monotonic() - began
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+async def _is_ready(server: Server) -> bool:
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+        async with _client() as client, client.get(f"{server.url}/ping") as answer:
+            return answer.status == 200
+    return False
+
+
+async def _until(what: Callable[[], Awaitable[bool]], process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + 600
+    while not await what():
+        if process.poll() is not None or time.monotonic() > end:
+            raise SystemExit(f"the server did not start: {log.read_text()[-2000:]}")
+        await asyncio.sleep(0.1)
+
+
+def _jpeg(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def _body(*files: bytes) -> bytes:
+    return json.dumps({"dataframe_records": [{"image": base64.b64encode(data).decode()} for data in files]}).encode()
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _ms(times: list[float]) -> str:
+    return f"{statistics.median(times) * 1e3:.1f}" if times else "–"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving")
+    parser.add_argument("--seconds", type=float, default=6, help="of each measurement")
+    parser.add_argument("--soak", type=float, metavar="MINUTES")
+    parser.add_argument("--overload", action="store_true")
+    parser.add_argument("--corpus", action="store_true")
+    args = parser.parse_args()
+    if not (args.soak or args.overload or args.corpus):
+        print(run(args.seconds))
+        return
+    with _servers((OURS,)) as servers:
+        [server] = servers.values()
+        if args.overload:
+            print(asyncio.run(overload(server, args.seconds)), flush=True)
+        if args.corpus:
+            print(asyncio.run(corpus(server)), flush=True)
+        if args.soak:
+            print(asyncio.run(soak(server, args.soak, args.seconds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
