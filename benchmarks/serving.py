@@ -85,11 +85,19 @@ class Server:
 
     def memory(self) -> float:
         """MiB that it and its processes hold, shared pages counted once."""
-        total = 0
-        for process in [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]:
+        return self._sum(lambda process: process.memory_full_info().pss) / 2**20
+
+    def work(self) -> float:
+        """s of CPU that it and its processes have used, which other work on the machine doesn't change much."""
+        return self._sum(lambda process: sum(process.cpu_times()[:2]))
+
+    def _sum(self, of: Callable[[psutil.Process], float]) -> float:
+        total = 0.0
+        own = psutil.Process(self.process.pid)
+        for process in [own, *own.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
-                total += process.memory_full_info().pss
-        return total / 2**20
+                total += of(process)
+        return total
 
 
 @dataclass
@@ -125,6 +133,7 @@ async def _table(servers: dict[str, Server], seconds: float, requests: int) -> s
     alone: dict[str, list[float]] = {name: [] for name in servers}
     rates: dict[tuple[str, int], list[float]] = {}
     batches: dict[str, list[float]] = {name: [] for name in servers}
+    work: dict[str, list[float]] = {name: [] for name in servers}
     async with _client() as client:
         for turn in range(requests + 20):
             for name, server in servers.items():
@@ -135,7 +144,10 @@ async def _table(servers: dict[str, Server], seconds: float, requests: int) -> s
         for clients in CLIENTS:
             for _ in range(2):
                 for name, server in servers.items():
+                    before = server.work()
                     heard = await _closed(client, server, one, clients, seconds / 2)
+                    if clients == 8:
+                        work[name].append((server.work() - before) / max(1, len(heard.times)) * 1e3)
                     rates.setdefault((name, clients), []).append(heard.rate)
         for _ in range(3):
             for name, server in servers.items():
@@ -143,7 +155,16 @@ async def _table(servers: dict[str, Server], seconds: float, requests: int) -> s
                 assert status == 200, name
                 batches[name].append(BATCH / took)
     own = _own(_jpeg(0), requests)
-    head = ["", "median", "99th", *(f"{n} clients" for n in CLIENTS), f"batches of {BATCH}", "memory", "ready after"]
+    head = [
+        "",
+        "median",
+        "99th",
+        *(f"{n} clients" for n in CLIENTS),
+        "CPU each",
+        f"batches of {BATCH}",
+        "memory",
+        "ready after",
+    ]
     lines = [
         f"JPEG of {SIDE} px on this machine: ms for one; requests/s; images/s; MiB; s",
         _row(head),
@@ -152,7 +173,7 @@ async def _table(servers: dict[str, Server], seconds: float, requests: int) -> s
     for name, server in servers.items():
         figures = [statistics.median(alone[name]) * 1e3, statistics.quantiles(alone[name], n=100)[-1] * 1e3]
         speeds = [statistics.mean(rates[name, n]) for n in CLIENTS]
-        cells = [f"{v:.1f}" for v in [*figures, *speeds, statistics.median(batches[name])]]
+        cells = [f"{v:.1f}" for v in [*figures, *speeds, statistics.mean(work[name]), statistics.median(batches[name])]]
         lines.append(_row([name, *cells, f"{server.memory():.0f}", f"{server.to_ready:.1f}"]))
     times = statistics.mean(rates[OURS, 8]) / statistics.mean(rates[USUAL, 8])
     floor = statistics.median(alone[FLOOR]) * 1e3
@@ -245,8 +266,8 @@ async def corpus(server: Server) -> str:
             writer.close()
     return (
         f"corpus: {dict(counts)}, all {len(alive)} good ones between them answered: {all(alive)}; "
-        f"with 200 slow callers one answer {status} in {took * 1e3:.0f} ms; {time.monotonic() - began:.0f} s; the server is "
-        f"{'up' if server.process.poll() is None else 'DOWN'}\n"
+        f"with 200 slow callers one answer {status} in {took * 1e3:.0f} ms; {time.monotonic() - began:.0f} s; "
+        f"the server is {'up' if server.process.poll() is None else 'DOWN'}\n"
     )
 
 
