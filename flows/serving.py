@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import io
 import os
+import re
 import signal
 import socket
 import sys
@@ -31,6 +32,7 @@ _START = 300.0  # s that a model server may take to answer
 _SILENT = 60.0  # s without an answer after which a model server is started anew
 _RETRY = 300.0  # s after which a champion that failed to load is tried again
 _CONNECTIONS = 1000
+_ERROR = re.compile(r"[\w.]*(Error|Exception): ")
 
 
 def serve(name: str, settings: Serve, host: str, port: int, workers: int, *, follow: bool) -> None:
@@ -69,14 +71,14 @@ class _Server:
 
     Attributes:
         backend: how the gateway knows it.
-        said: its last lines.
+        said: its last lines, for the reason why it ended.
     """
 
     model: str
     threads: int
     seconds: float
     backend: Backend = field(default_factory=Backend)
-    said: deque[str] = field(default_factory=lambda: deque(maxlen=20))
+    said: deque[str] = field(default_factory=lambda: deque(maxlen=500))
     process: asyncio.subprocess.Process | None = None
     port: int = 0
     wanted: bool = True
@@ -111,6 +113,11 @@ class _Server:
             if text and not commands.is_chatter(text):
                 self.said.append(text)
                 print(f"{self.model}: {text}", file=sys.stderr, flush=True)
+
+    def why(self) -> str:
+        """What it said when it ended: of several errors the first, which the others follow from."""
+        errors = [line for line in self.said if _ERROR.match(line)]
+        return (errors or list(self.said)[-1:] or ["it said nothing"])[0][:300]
 
     async def answers(self, session: aiohttp.ClientSession) -> bool:
         try:
@@ -220,8 +227,7 @@ class _Service:
         while not await server.answers(self.session):
             if server.process.returncode is not None:
                 await asyncio.sleep(0.2)  # for its last lines
-                why = server.said[-1] if server.said else f"code {server.process.returncode}"
-                raise StageError(f"{server.model} can't be served: its server ended ({why})")
+                raise StageError(f"{server.model} can't be served: its server ended ({server.why()})")
             if time.monotonic() > end:
                 raise StageError(f"{server.model} can't be served: no answer within {_START:.0f} s")
             await asyncio.sleep(0.2)
