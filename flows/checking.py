@@ -135,6 +135,6 @@ def _sentence(row: dict[str, Any]) -> str:
     if row["error"]:
         return f"{row['path']}: error: {row['error']}"
     notes = "".join(f"; {warning}" for warning in row["warnings"])
-    said = row["provenance"]
+    said = {key: value for key, value in row["provenance"].items() if key != "note"}
     notes += f"; the file says: {json.dumps(said, ensure_ascii=False)}" if said else ""
     return f"{row['path']}: {row['verdict']} (probability of ai {row['probability']:.3f}){notes}"

@@ -262,6 +262,24 @@ def serve(
 
 
 @app.command()
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    host: Annotated[str, typer.Option(help="0.0.0.0 opens it to others")] = "127.0.0.1",
+    version: Annotated[str | None, typer.Option(help="another version than the champion")] = None,
+    feedback: Annotated[
+        Path | None, typer.Option(help="folder for corrections; on 127.0.0.1 feedback/, else none unless named")
+    ] = None,
+    max_mb: Annotated[int, typer.Option(min=1, help="of a picture's file")] = 40,
+) -> None:
+    """The web page, with the champion, or the reference detector while there is none."""
+    from components.serve.page import Limits
+    from flows import ui as page
+
+    folder = _from_start(feedback) if feedback else None
+    page.serve(version, host, port, folder, Limits(max_bytes=max_mb * 2**20))
+
+
+@app.command()
 def models(history: Annotated[bool, typer.Option(help="who was the champion when, and why")] = False) -> None:
     """Versions, aliases, scores, and what the gate said."""
     from datetime import datetime

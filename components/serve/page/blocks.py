@@ -1,0 +1,230 @@
+"""The page's parts and what happens on a click, in Gradio."""
+
+import secrets
+import tempfile
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from components import images
+from components.serve import check
+from components.serve.page import feedback as reports
+from components.serve.page import judged as parts
+from components.serve.page import report
+from components.serve.page.about import About, table
+from components.serve.page.judged import Judged
+
+if TYPE_CHECKING:
+    from components.serve.page import Limits, Shelf
+
+_INTRO = """# Is this picture AI-generated?
+Drop a picture, choose it, paste it (Ctrl+V) or give its link. {name} answers; it is wrong now and then, so take it as a
+hint and no proof."""
+_CONSENT = "I have the right to give this picture, and agree that it is stored to train the next detector"
+
+
+def theme() -> Any:
+    """Gradio's, in the system's own fonts and with the contrast that small text needs."""
+    return gr.themes.Default(
+        primary_hue=gr.themes.colors.blue,
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )
+
+
+def page(
+    detector: Any,
+    about: About,
+    fetch: Callable[[str, int], bytes],
+    feedback: Path | None,
+    trusted: bool,
+    links: "Shelf",
+    limits: "Limits",
+) -> gr.Blocks:
+    """The page (see `components.serve.page.build`)."""
+    handler = _Handler(detector, about, fetch, feedback, trusted, links, limits)
+    first = {"concurrency_limit": limits.at_once, "concurrency_id": "verdict", "api_visibility": "private"}
+    later = {"concurrency_limit": 1, "concurrency_id": "details", "api_visibility": "private"}
+    quick = {"api_visibility": "private", "show_progress": "hidden"}
+    with gr.Blocks(
+        analytics_enabled=False, title="Is this picture AI-generated?", delete_cache=(600, int(limits.keep))
+    ) as demo:
+        gr.Markdown(_INTRO.format(name=about.name[0].upper() + about.name[1:]))
+        with gr.Tab("One picture"):
+            state = gr.State(None, time_to_live=int(limits.keep))
+            with gr.Row():
+                with gr.Column(elem_id="ask"):
+                    file = gr.File(label="Picture", elem_id="picture", height=150)
+                    link = gr.Textbox(label="Link to a picture", placeholder="https://…", elem_id="link", max_lines=1)
+                    fetched = gr.Button("Get it", elem_id="get", size="sm")
+                with gr.Column(elem_id="answer"):
+                    verdict = gr.HTML("<p class=quiet>No picture yet.</p>", elem_id="verdict")
+            with gr.Column(visible=False, elem_id="more") as more:
+                with gr.Row():
+                    shown = gr.HTML(elem_id="shown", min_width=300)
+                    with gr.Column(min_width=300):
+                        with gr.Accordion("How the verdict holds when it is saved again"):
+                            resaves = gr.HTML(elem_id="resaves")
+                        with gr.Accordion("What the file says of itself"):
+                            origin = gr.HTML(elem_id="provenance")
+                with gr.Accordion("How often it is wrong on such pictures"):
+                    errors = gr.HTML(elem_id="errors")
+                with gr.Row():
+                    download = gr.DownloadButton("Download a report (PDF)", elem_id="report", size="sm")
+                    share = gr.Button("Make a link to the report", elem_id="share", size="sm")
+                shared = gr.HTML(elem_id="shared")
+                if feedback:
+                    with gr.Accordion("This is wrong", open=False, elem_id="wrong"):
+                        truth = gr.Radio(
+                            [("a real photograph, or made by a person", "real"), ("AI-generated", "ai")],
+                            label="What it really is",
+                            elem_id="truth",
+                        )
+                        consent = gr.Checkbox(label=_CONSENT, elem_id="consent")
+                        send = gr.Button("Send the correction", elem_id="send", size="sm")
+                        thanks = gr.HTML(elem_id="thanks")
+                        send.click(handler.correct, [state, truth, consent], thanks, **quick)
+            outputs = [file, verdict, state, more, shown, resaves, origin, errors, shared]
+            filled = [shown, resaves, download]
+            asked = [
+                file.upload(handler.judge_file, file, outputs, show_progress="minimal", **first),
+                *(on(handler.judge_link, link, outputs, show_progress="minimal", **first) for on in (fetched.click, link.submit)),
+            ]
+            for event in asked:
+                event.then(handler.look, state, filled, show_progress="hidden", **later)
+            share.click(handler.share, state, shared, **quick)
+        with gr.Tab("Several"):
+            several = gr.File(label="Pictures", file_count="multiple", elem_id="several", height=150)
+            listed = gr.HTML(elem_id="table")
+            saved = gr.DownloadButton("Download the table (CSV)", visible=False, elem_id="csv", size="sm")
+            several.upload(handler.batch, several, [several, listed, saved], show_progress="minimal", **later)
+        with gr.Tab("About the detector"):
+            gr.HTML(about.html(), elem_id="about")
+    return demo
+
+
+class _Handler:
+    """What the page does with a visitor's pictures."""
+
+    def __init__(
+        self,
+        detector: Any,
+        about: About,
+        fetch: Callable[[str, int], bytes],
+        feedback: Path | None,
+        trusted: bool,
+        links: "Shelf",
+        limits: "Limits",
+    ) -> None:
+        from components.serve.page import Shelf
+
+        self.detector, self.about, self.fetch = detector, about, fetch
+        self.feedback, self.trusted, self.links, self.limits = feedback, trusted, links, limits
+        self.files = Shelf(Path(tempfile.mkdtemp(prefix="trueframe-page-")), limits.keep)
+
+    def judge_file(self, path: str | None) -> tuple[Any, ...]:
+        """The verdict for an uploaded file, which is then deleted."""
+        return self._judge(lambda: (Path(path or "").name, self._taken(path)))
+
+    def judge_link(self, url: str) -> tuple[Any, ...]:
+        """The verdict for a picture on the web."""
+        return self._judge(lambda: (url.strip(), self.fetch(url.strip(), self.limits.max_bytes)))
+
+    def look(self, judged: Judged | None) -> Any:
+        """What takes longer than the verdict."""
+        if judged is None:
+            yield [gr.skip()] * 3
+            return
+        parts.explain(self.detector, judged)
+        yield parts.picture_html(judged), gr.skip(), gr.skip()
+        parts.resave(self.detector, judged)
+        pdf = self.files.put(f"trueframe-{secrets.token_hex(8)}.pdf", report.draw(judged, "pdf"))
+        yield gr.skip(), parts.resaves_html(judged), gr.DownloadButton(value=str(pdf))
+
+    def share(self, judged: Judged | None) -> str:
+        """Keep the report as a picture that whoever has the link can see."""
+        if judged is None:
+            return ""
+        token = secrets.token_urlsafe(16)
+        self.links.put(f"{token}.png", report.draw(judged, "png"))
+        days = self.limits.keep_links / 86400
+        return (
+            f'<p role=status><a href="report/{token}" target=_blank>Link to the report</a>, which shows the picture. '
+            f"Whoever has the link can see it, for {days:.0f} days.</p>"
+        )
+
+    def correct(self, judged: Judged | None, truth: str | None, consent: bool) -> str:
+        """Store a correction."""
+        if judged is None or not self.feedback:
+            return _problem("There is no picture to correct.")
+        if truth is None:
+            return _problem("Say what it really is.")
+        if not consent:
+            return _problem("Without your consent nothing is stored.")
+        reports.store(self.feedback, judged, truth, "accepted" if self.trusted else "pending")
+        return "<p role=status>Thank you. The picture and your correction are stored for the next training.</p>"
+
+    def batch(self, paths: list[str] | None) -> tuple[Any, Any, Any]:
+        """A table of verdicts, and the same as CSV."""
+        paths = paths or []
+        if len(paths) > self.limits.batch:
+            return None, _problem(f"{len(paths)} files; {self.limits.batch} at once are the limit."), gr.skip()
+        answers = self.detector.score([self._taken(path) for path in paths])
+        rows = [{"path": Path(path).name, **row} for path, row in zip(paths, answers, strict=True)]
+        file = self.files.put(f"trueframe-{secrets.token_hex(8)}.csv", b"")
+        check.write_csv(rows, file)
+        lines = [["file", "verdict", "probability", "notes"]]
+        for row in rows:
+            p = "" if row["error"] else f"{row['probability']:.0%}"
+            notes = "; ".join([*row["warnings"], *(["says something of its origin"] if row["provenance"] else [])])
+            lines.append([row["path"], parts.said(row), p, notes])
+        return None, f"<p role=status>{len(rows)} pictures judged.</p>{table(lines)}", gr.DownloadButton(
+            value=str(file), visible=True
+        )
+
+    def _taken(self, path: str | None) -> bytes:
+        """The bytes of Gradio's copy, which is deleted."""
+        if not path:
+            return b""
+        data = Path(path).read_bytes()
+        Path(path).unlink(missing_ok=True)
+        return data
+
+    def _judge(self, get: Callable[[], tuple[str, bytes]]) -> tuple[Any, ...]:
+        """The file input is emptied, so that the next picture finds it ready."""
+        try:
+            name, data = get()
+            judged = parts.judge(self.detector, self.about, name, data)
+        except images.ImageError as error:
+            nothing = [gr.skip()] * 4
+            return None, _problem(f"This can't be judged: {error}."), None, gr.Column(visible=False), *nothing, ""
+        return (
+            None,
+            parts.verdict_html(judged),
+            judged,
+            gr.Column(visible=True),
+            parts.picture_html(judged),
+            parts.resaves_html(judged),
+            parts.provenance_html(judged),
+            parts.errors_html(judged),
+            "",
+        )
+
+
+def _problem(text: str) -> str:
+    return f"<p class=problem role=alert>{escape(text)}</p>"

@@ -1,0 +1,19 @@
+// A picture pasted anywhere on the page goes the way of a chosen file.
+document.addEventListener("paste", (event) => {
+  const files = [...(event.clipboardData?.files ?? [])].filter((file) => file.type.startsWith("image/"));
+  const input = document.querySelector("#picture input[type=file]");
+  if (!files.length || !input) return;
+  event.preventDefault();
+  const transfer = new DataTransfer();
+  transfer.items.add(files[0]);
+  input.files = transfer.files;
+  input.dispatchEvent(new Event("change", { bubbles: true }));
+});
+
+// A screen reader says the verdict when it comes.
+new MutationObserver((_, observer) => {
+  const verdict = document.querySelector("#verdict");
+  if (!verdict) return;
+  verdict.setAttribute("role", "status");
+  observer.disconnect();
+}).observe(document.documentElement, { childList: true, subtree: true });

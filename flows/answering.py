@@ -1,0 +1,60 @@
+"""Which detector answers: the champion, another version, or the reference until there is one."""
+
+from pathlib import Path
+from typing import Any
+
+from components import networks, tracking
+from components.params import load
+from components.serve import files
+from components.serve.files import Files
+from components.serve.reference import Reference
+from components.stage import StageError
+
+REFERENCE = "reference"
+
+
+def version(asked: str | None) -> str:
+    """The number of the version that answers; the champion's where none is asked for; or `REFERENCE`."""
+    if asked is not None:
+        return asked
+    if not tracking.begun():
+        return REFERENCE
+    from components.register.registry import CHAMPION, Registry
+
+    champion = Registry(load().register_.model).alias(CHAMPION)
+    return champion.number if champion else REFERENCE
+
+
+def name(number: str) -> str:
+    """Of a version, as it stands in a sentence."""
+    return "the reference detector" if number == REFERENCE else f"{load().register_.model} version {number}"
+
+
+def found(number: str) -> list[Files]:
+    """A version's files; of the reference one for each range of sizes.
+
+    Raises:
+        StageError: there is no such version, or its files are gone.
+    """
+    if number == REFERENCE:
+        return files.references()
+    from components.register.registry import Registry
+
+    registry = Registry(load().register_.model)
+    if number not in {v.number for v in registry.versions()}:
+        raise StageError(f"{registry.name} has no version {number}; `trueframe models` lists those there are")
+    try:
+        return [Files.logged(Path(registry.mlflow.artifacts.download_artifacts(f"models:/{registry.name}/{number}")))]
+    except (registry.mlflow.exceptions.MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise StageError(f"{registry.name} version {number}: its artifacts are gone or damaged ({reason})") from None
+
+
+def detector(number: str) -> Any:
+    """At work."""
+    if number == REFERENCE:
+        networks.load_keras()
+        return Reference()
+    from components.register.registry import Registry
+
+    return Registry(load().register_.model).load(number)
