@@ -280,6 +280,26 @@ def ui(
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="new or empty")],
+    format_: Annotated[
+        Literal["onnx", "litert", "browser", "space"],
+        typer.Option("--format", help="browser: a static page; space: a Hugging Face Space"),
+    ] = "onnx",
+    version: Annotated[str | None, typer.Option(help="another version than the champion")] = None,
+) -> None:
+    """The champion, or the reference detector while there is none, for other programs."""
+    from components.serve import export as exports
+    from flows import answering
+
+    number = answering.version(version)
+    target = _from_start(folder)
+    written = exports.export(answering.found(number), number, format_, target)
+    size = sum(path.stat().st_size for path in written) / 2**20
+    print(f"{target}: {answering.name(number)}, {len(written)} files, {size:.1f} MiB")
+
+
+@app.command()
 def models(history: Annotated[bool, typer.Option(help="who was the champion when, and why")] = False) -> None:
     """Versions, aliases, scores, and what the gate said."""
     from datetime import datetime

@@ -19,7 +19,7 @@ _TIMEOUT = urllib3.Timeout(connect=5.0, read=10.0)
 _HEADERS = {"User-Agent": "Trueframe (fetches a picture that a visitor names)", "Accept": "image/*"}
 
 
-def fetch(url: str, max_bytes: int) -> bytes:
+def fetch(url: str, max_bytes: int, *, private: bool = False) -> bytes:
     """A picture's file.
 
     Every step of a redirect is checked like the first, and the connection goes to the very address that was checked: a
@@ -28,6 +28,7 @@ def fetch(url: str, max_bytes: int) -> bytes:
     Args:
         url: http or https.
         max_bytes: of the file.
+        private: whether addresses of private networks may be asked.
 
     Raises:
         ImageError: the address isn't public or doesn't answer, or what it gives is too large or no picture.
@@ -37,7 +38,7 @@ def fetch(url: str, max_bytes: int) -> bytes:
     try:
         for _ in range(REDIRECTS + 1):
             parsed = addresses.parse(url)
-            with _send(pools, parsed) as response:
+            with _send(pools, parsed, private) as response:
                 target = response.get_redirect_location()
                 if not target:
                     return _content(response, max_bytes, end)
@@ -53,9 +54,9 @@ def fetch(url: str, max_bytes: int) -> bytes:
         pools.clear()
 
 
-def _send(pools: urllib3.PoolManager, url: Url) -> BaseHTTPResponse:
+def _send(pools: urllib3.PoolManager, url: Url, private: bool) -> BaseHTTPResponse:
     last: Exception = ImageError("the link doesn't answer")
-    for ip in addresses.resolve(url, private=False):
+    for ip in addresses.resolve(url, private=private):
         pool = pools.connection_from_host(ip, url.port, url.scheme, {"server_hostname": (url.host or "").strip("[]")})
         headers = _HEADERS | {"Host": url.netloc or ""}
         try:

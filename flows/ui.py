@@ -31,7 +31,7 @@ def application(
     number = answering.version(version)
     about = About.of(answering.name(number), answering.found(number))
     detector = answering.detector(number)
-    detector.score([_blank()])
+    warm(detector)
     return page.build(detector, about, links.fetch, feedback=feedback, trusted=trusted, limits=limits or Limits())
 
 
@@ -67,16 +67,15 @@ def run(app: Any, host: str, port: int) -> None:
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
 
 
+def warm(detector: Any) -> None:
+    """Let it judge a picture, so that the first visitor doesn't wait for what is loaded at the first answer."""
+    file = io.BytesIO()
+    Image.new("RGB", (256, 256)).save(file, "PNG")
+    detector.score([file.getvalue()])
+
+
 def _is_own(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-
-def _blank() -> bytes:
-    """A picture, so that the first visitor doesn't wait for what is loaded at the first answer."""
-    file = io.BytesIO()
-    Image.new("RGB", (256, 256)).save(file, "PNG")
-    return file.getvalue()

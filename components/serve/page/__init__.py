@@ -1,7 +1,7 @@
 """The web page: a picture in, the detector's answer in words, on one's own machine or in public.
 
-Nothing is sent anywhere: no telemetry, no fonts or scripts from elsewhere, and a Content-Security-Policy that would stop
-them. Pictures are deleted after an hour.
+Nothing is sent anywhere: no telemetry, no fonts or scripts from elsewhere, and a Content-Security-Policy that would
+stop them. Pictures are deleted after an hour.
 """
 
 import os
@@ -65,7 +65,7 @@ def build(
     feedback: Path | None = None,
     trusted: bool = False,
     links: Path | None = None,
-    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    limits: Limits = Limits(),
 ) -> Any:
     """The page as an ASGI application.
 

@@ -49,7 +49,7 @@ class Card:
         """How often it is wrong on held-out images, in sentences.
 
         Args:
-            quality: of the JPEG file in question, which choses the tier that is nearest to it.
+            quality: of the JPEG file in question, which chooses the tier that is nearest to it.
         """
         said = []
         right = {row[0]: float(row[2]) for row in self.rows("By label")}
@@ -116,16 +116,16 @@ class About:
                 + "".join(f"<p>{escape(text)}</p>" for text in part.card.errors())
             )
             for title, rows in part.card.tables.items():
-                said.append(f"<h3>{escape(title)}</h3>{table(rows)}")
+                said.append(f"<h3>{escape(title)}</h3>{table(title, rows)}")
         return f"<p>Answers come from <strong>{escape(self.name)}</strong>.</p>{''.join(said)}"
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table; the first row is the head, the first column names the row."""
+def table(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table that screen readers call by a title; the first row is the head, the first column names the row."""
     head = "".join(f"<th scope=col>{escape(cell) or '<span class=unseen>what</span>'}</th>" for cell in rows[0])
     body = "".join(
         f"<tr><th scope=row>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"
         for row in rows[1:]
     )
-    scroll = "<div class=scroll tabindex=0 role=region aria-label=Table>"
+    scroll = f'<div class=scroll tabindex=0 role=region aria-label="{escape(title)}">'
     return f"{scroll}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

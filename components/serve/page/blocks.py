@@ -58,9 +58,13 @@ def page(
 ) -> gr.Blocks:
     """The page (see `components.serve.page.build`)."""
     handler = _Handler(detector, about, fetch, feedback, trusted, links, limits)
-    first = {"concurrency_limit": limits.at_once, "concurrency_id": "verdict", "api_visibility": "private"}
-    later = {"concurrency_limit": 1, "concurrency_id": "details", "api_visibility": "private"}
-    quick = {"api_visibility": "private", "show_progress": "hidden"}
+    first: dict[str, Any] = {
+        "concurrency_limit": limits.at_once,
+        "concurrency_id": "verdict",
+        "api_visibility": "private",
+    }
+    later: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "details", "api_visibility": "private"}
+    quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     with gr.Blocks(
         analytics_enabled=False, title="Is this picture AI-generated?", delete_cache=(600, int(limits.keep))
     ) as demo:
@@ -76,7 +80,8 @@ def page(
                     verdict = gr.HTML("<p class=quiet>No picture yet.</p>", elem_id="verdict")
             with gr.Column(visible=False, elem_id="more") as more:
                 with gr.Row():
-                    shown = gr.HTML(elem_id="shown", min_width=300)
+                    with gr.Column(min_width=300):
+                        shown = gr.HTML(elem_id="shown")
                     with gr.Column(min_width=300):
                         with gr.Accordion("How the verdict holds when it is saved again"):
                             resaves = gr.HTML(elem_id="resaves")
@@ -87,7 +92,7 @@ def page(
                 with gr.Row():
                     download = gr.DownloadButton("Download a report (PDF)", elem_id="report", size="sm")
                     share = gr.Button("Make a link to the report", elem_id="share", size="sm")
-                shared = gr.HTML(elem_id="shared")
+                shared = gr.HTML(elem_id="shared", visible=False)
                 if feedback:
                     with gr.Accordion("This is wrong", open=False, elem_id="wrong"):
                         truth = gr.Radio(
@@ -103,7 +108,8 @@ def page(
             filled = [shown, resaves, download]
             asked = [
                 file.upload(handler.judge_file, file, outputs, show_progress="minimal", **first),
-                *(on(handler.judge_link, link, outputs, show_progress="minimal", **first) for on in (fetched.click, link.submit)),
+                fetched.click(handler.judge_link, link, outputs, show_progress="minimal", **first),
+                link.submit(handler.judge_link, link, outputs, show_progress="minimal", **first),
             ]
             for event in asked:
                 event.then(handler.look, state, filled, show_progress="hidden", **later)
@@ -156,17 +162,16 @@ class _Handler:
         pdf = self.files.put(f"trueframe-{secrets.token_hex(8)}.pdf", report.draw(judged, "pdf"))
         yield gr.skip(), parts.resaves_html(judged), gr.DownloadButton(value=str(pdf))
 
-    def share(self, judged: Judged | None) -> str:
+    def share(self, judged: Judged) -> Any:
         """Keep the report as a picture that whoever has the link can see."""
-        if judged is None:
-            return ""
         token = secrets.token_urlsafe(16)
         self.links.put(f"{token}.png", report.draw(judged, "png"))
         days = self.limits.keep_links / 86400
-        return (
+        says = (
             f'<p role=status><a href="report/{token}" target=_blank>Link to the report</a>, which shows the picture. '
             f"Whoever has the link can see it, for {days:.0f} days.</p>"
         )
+        return gr.HTML(says, visible=True)
 
     def correct(self, judged: Judged | None, truth: str | None, consent: bool) -> str:
         """Store a correction."""
@@ -193,8 +198,10 @@ class _Handler:
             p = "" if row["error"] else f"{row['probability']:.0%}"
             notes = "; ".join([*row["warnings"], *(["says something of its origin"] if row["provenance"] else [])])
             lines.append([row["path"], parts.said(row), p, notes])
-        return None, f"<p role=status>{len(rows)} pictures judged.</p>{table(lines)}", gr.DownloadButton(
-            value=str(file), visible=True
+        return (
+            None,
+            f"<p role=status>{len(rows)} pictures judged.</p>{table('Verdicts', lines)}",
+            gr.DownloadButton(value=str(file), visible=True),
         )
 
     def _taken(self, path: str | None) -> bytes:
@@ -211,8 +218,8 @@ class _Handler:
             name, data = get()
             judged = parts.judge(self.detector, self.about, name, data)
         except images.ImageError as error:
-            nothing = [gr.skip()] * 4
-            return None, _problem(f"This can't be judged: {error}."), None, gr.Column(visible=False), *nothing, ""
+            skipped = [gr.skip()] * 5
+            return None, _problem(f"This can't be judged: {error}."), None, gr.Column(visible=False), *skipped
         return (
             None,
             parts.verdict_html(judged),
@@ -222,7 +229,7 @@ class _Handler:
             parts.resaves_html(judged),
             parts.provenance_html(judged),
             parts.errors_html(judged),
-            "",
+            gr.HTML(visible=False),
         )
 
 

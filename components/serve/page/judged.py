@@ -165,7 +165,8 @@ def resaves_html(judged: Judged) -> str:
     held = sum(row["verdict"] == judged.row["verdict"] for _, row in judged.resaves)
     rows = [["after", "verdict", "probability"]]
     rows += [[name, said(row), f"{row['probability']:.0%}"] for name, row in judged.resaves]
-    return f"<p>The verdict is the same after {held} of {len(judged.resaves)}.</p>{table(rows)}"
+    says = f"<p>The verdict is the same after {held} of {len(judged.resaves)}.</p>"
+    return says + table("Verdicts after saving again", rows)
 
 
 def said(row: dict[str, Any]) -> str:
@@ -186,7 +187,7 @@ def provenance_html(judged: Judged) -> str:
     )
     if not lines:
         return f"<p>The file says nothing of its origin.</p>{note}"
-    return f"{table([['field', 'what the file says'], *map(list, lines)])}{note}"
+    return f"{table('What the file says of itself', [['field', 'what the file says'], *map(list, lines)])}{note}"
 
 
 def errors_html(judged: Judged) -> str:
