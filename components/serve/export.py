@@ -215,9 +215,7 @@ def _missing(package: str) -> StageError:
 def _runtime(folder: Path) -> None:
     """onnxruntime-web from the npm registry that the user's settings name, checked against its known hash."""
     folder.mkdir()
-    registry = os.environ.get(
-        "NPM_CONFIG_REGISTRY", os.environ.get("npm_config_registry", "https://registry.npmjs.org")
-    )
+    registry = os.environ.get("NPM_CONFIG_REGISTRY", "https://registry.npmjs.org")
     url = f"{registry.rstrip('/')}/{_RUNTIME}/-/{_RUNTIME}-{_RUNTIME_VERSION}.tgz"
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
