@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import components
 from components import images, networks, stage
@@ -106,6 +106,8 @@ class Together:
         familiar: that was fitted.
     """
 
+    ANSWERS: ClassVar = ("logit", "probability", "distance")
+
     members: Sequence[tuple[Any, bool, float]]
     shapes: Sequence[tuple[int, ...]]
     temperature: float
@@ -135,7 +137,8 @@ class Together:
                 features.append(tf.reduce_mean(found, 1))
         logit = tf.add_n(logits) / len(logits)
         distance = self._distance(tf.concat(features, 1)) if features else 0 * logit
-        return {"logit": logit, "probability": tf.sigmoid(logit / self.temperature), "distance": distance}
+        answers = logit, tf.sigmoid(logit / self.temperature), distance
+        return dict(zip(self.ANSWERS, answers, strict=True))
 
     def _distance(self, features: Any) -> Any:
         """`Familiarity.distances` as a graph."""
@@ -194,10 +197,16 @@ def _onnx(together: Together, path: Path) -> None:
 def _litert(together: Together, path: Path) -> None:
     _tensorflow()
     import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+    signature = together.signature(1)
+    # The converter leaves variables of Keras's layers unread; as constants they can't be.
+    frozen = convert_variables_to_constants_v2(tf.function(together, input_signature=signature).get_concrete_function())
+    names = sorted(together.ANSWERS)  # the order in which a function's dict comes apart
     module = tf.Module()
-    module.networks = [network for network, *_ in together.members]
-    module.answer = tf.function(together, input_signature=together.signature(1))
+    module.answer = tf.function(
+        lambda *pixels: dict(zip(names, frozen(*pixels), strict=True)), input_signature=signature
+    )
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, signatures={"serving_default": module.answer})
         path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())

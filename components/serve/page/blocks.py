@@ -119,7 +119,7 @@ def page(
             listed = gr.HTML(elem_id="table")
             saved = gr.DownloadButton("Download the table (CSV)", visible=False, elem_id="csv", size="sm")
             several.upload(handler.batch, several, [several, listed, saved], show_progress="minimal", **later)
-        with gr.Tab("About the detector"):
+        with gr.Tab("About it"):
             gr.HTML(about.html(), elem_id="about")
     return demo
 
