@@ -83,7 +83,7 @@ def page(
                     with gr.Column(min_width=300):
                         shown = gr.HTML(elem_id="shown")
                     with gr.Column(min_width=300):
-                        with gr.Accordion("How the verdict holds when it is saved again"):
+                        with gr.Accordion("After it is saved again"):
                             resaves = gr.HTML(elem_id="resaves")
                         with gr.Accordion("What the file says of itself"):
                             origin = gr.HTML(elem_id="provenance")

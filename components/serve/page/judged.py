@@ -15,6 +15,7 @@ from components import images
 from components.serve.page.about import About, Part, table
 
 _SHOWN = 720  # px, the longer side of the preview
+PROVENANCE = "This plays no part in the score. A name can be forged, and what is missing proves nothing."
 WORDS = {"ai": "Probably AI-generated", "real": "Probably not AI-generated", "uncertain": "Uncertain"}
 
 
@@ -163,7 +164,7 @@ def resaves_html(judged: Judged) -> str:
     if not judged.resaves:
         return "<p class=quiet>Saving it again in several ways …</p>"
     held = sum(row["verdict"] == judged.row["verdict"] for _, row in judged.resaves)
-    rows = [["after", "verdict", "probability"]]
+    rows = [["after", "verdict", "AI"]]
     rows += [[name, said(row), f"{row['probability']:.0%}"] for name, row in judged.resaves]
     says = f"<p>The verdict is the same after {held} of {len(judged.resaves)}.</p>"
     return says + table("Verdicts after saving again", rows)
@@ -182,9 +183,7 @@ def provenance_lines(judged: Judged) -> list[tuple[str, str]]:
 def provenance_html(judged: Judged) -> str:
     """What the file says of itself."""
     lines = provenance_lines(judged)
-    note = (
-        "<p class=quiet>This plays no part in the score. A name can be forged, and what is missing proves nothing.</p>"
-    )
+    note = f"<p class=quiet>{PROVENANCE}</p>"
     if not lines:
         return f"<p>The file says nothing of its origin.</p>{note}"
     return f"{table('What the file says of itself', [['field', 'what the file says'], *map(list, lines)])}{note}"

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from components.serve.page.judged import Judged, provenance_lines, said
+from components.serve.page.judged import PROVENANCE, Judged, provenance_lines, said
 
 _COLOURS = {"ai": "#a33a21", "real": "#1f5f86", "uncertain": "#5f5a3a"}
-_WIDTH = 92  # characters
+_WIDTH = 112  # characters
 
 
 def draw(judged: Judged, kind: Literal["pdf", "png"]) -> bytes:
@@ -77,10 +77,7 @@ def _sections(judged: Judged) -> list[tuple[str, list[str]]]:
         sections.append(("The same picture re-saved", ["; ".join(resaves) + "."]))
     origin = [f"{name}: {textwrap.shorten(text, 200)}" for name, text in provenance_lines(judged)[:8]]
     sections += [
-        (
-            "What the file says of itself (no part of the score; it can be forged, and what is missing proves nothing)",
-            origin or ["Nothing."],
-        ),
+        ("What the file says of itself", [*(origin or ["Nothing of its origin."]), PROVENANCE]),
         ("How often the detector is wrong", card.errors(judged.quality)),
         ("Trained on", [textwrap.shorten(card.trained_on(), 4 * _WIDTH, placeholder=" …")]),
         (
