@@ -184,7 +184,7 @@ def _input(number: int) -> str:
 def _onnx(together: Together, path: Path) -> None:
     _tensorflow()
     try:
-        import tf2onnx
+        import tf2onnx  # type: ignore[import-untyped]
     except ImportError:
         raise _missing("tf2onnx") from None
     import tensorflow as tf

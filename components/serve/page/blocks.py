@@ -24,6 +24,7 @@ _INTRO = """# Is this picture AI-generated?
 Drop a picture, choose it, paste it (Ctrl+V) or give its link. {name} answers; it is wrong now and then, so take it as a
 hint and no proof."""
 _CONSENT = "I have the right to give this picture, and agree that it is stored to train the next detector"
+_GONE = "The picture was deleted by now; give it once more."
 
 
 def theme() -> Any:
@@ -165,7 +166,10 @@ class _Handler:
     def share(self, judged: Judged) -> Any:
         """Keep the report as a picture that whoever has the link can see."""
         token = secrets.token_urlsafe(16)
-        self.links.put(f"{token}.png", report.draw(judged, "png"))
+        try:
+            self.links.put(f"{token}.png", report.draw(judged, "png"))
+        except FileNotFoundError:
+            return gr.HTML(_problem(_GONE), visible=True)
         days = self.limits.keep_links / 86400
         says = (
             f'<p role=status><a href="report/{token}" target=_blank>Link to the report</a>, which shows the picture. '
@@ -181,7 +185,10 @@ class _Handler:
             return _problem("Say what it really is.")
         if not consent:
             return _problem("Without your consent nothing is stored.")
-        reports.store(self.feedback, judged, truth, "accepted" if self.trusted else "pending")
+        try:
+            reports.store(self.feedback, judged, truth, "accepted" if self.trusted else "pending")
+        except FileNotFoundError:
+            return _problem(_GONE)
         return "<p role=status>Thank you. The picture and your correction are stored for the next training.</p>"
 
     def batch(self, paths: list[str] | None) -> tuple[Any, Any, Any]:
@@ -216,7 +223,7 @@ class _Handler:
         """The file input is emptied, so that the next picture finds it ready."""
         try:
             name, data = get()
-            judged = parts.judge(self.detector, self.about, name, data)
+            judged = parts.judge(self.detector, self.about, name, self.files.put(secrets.token_hex(16), data))
         except images.ImageError as error:
             skipped = [gr.skip()] * 5
             return None, _problem(f"This can't be judged: {error}."), None, gr.Column(visible=False), *skipped

@@ -1,5 +1,6 @@
 """Corrections from the page, as the source `feedback:FOLDER` of `trueframe ingest` takes them."""
 
+import hashlib
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,8 +24,8 @@ def store(folder: Path, judged: Judged, label: str, status: Literal["accepted", 
     Returns:
         The picture's file. Its JSON is written first, so that there is never an image without one.
     """
-    kind = judged.kind()
-    image = folder / f"{judged.sha256}.{_SUFFIXES.get(kind, kind.lower())}"
+    data, kind = judged.data, judged.stored.format or "JPEG"
+    image = folder / f"{hashlib.sha256(data).hexdigest()}.{_SUFFIXES.get(kind, kind.lower())}"
     report = {
         "label": label,
         "status": status,
@@ -35,5 +36,5 @@ def store(folder: Path, judged: Judged, label: str, status: Literal["accepted", 
     }
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     stage.replace(image.with_suffix(".json"), lambda partial: partial.write_text(text))
-    stage.replace(image, lambda partial: partial.write_bytes(judged.data))
+    stage.replace(image, lambda partial: partial.write_bytes(data))
     return image

@@ -1,12 +1,12 @@
 """One picture, judged: the answer in words and as pieces of the page."""
 
 import base64
-import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -33,7 +33,7 @@ class Judged:
 
     Attributes:
         name: of the file or the link.
-        data: the file.
+        path: where the file is kept for a while.
         row: the detector's answer.
         about: who answered.
         heatmap: a PNG, once it is drawn.
@@ -41,7 +41,7 @@ class Judged:
     """
 
     name: str
-    data: bytes
+    path: Path
     row: dict[str, Any]
     about: About
     heatmap: bytes | None = None
@@ -52,31 +52,28 @@ class Judged:
         """The detector that answered."""
         return self.about.part(self.row)
 
-    @cached_property
-    def sha256(self) -> str:
-        """Of the file."""
-        return hashlib.sha256(self.data).hexdigest()
+    @property
+    def data(self) -> bytes:
+        """The file.
 
-    @cached_property
-    def image(self) -> Image.Image:
-        """Upright, 8-bit RGB."""
-        return images.decode(self.data)
+        Raises:
+            FileNotFoundError: its time is over.
+        """
+        return self.path.read_bytes()
 
     @cached_property
     def preview(self) -> Image.Image:
-        """At the size that the page shows."""
-        small = self.image.copy()
+        """At the size that the page shows; of a JPEG only as much is decoded as that takes."""
+        image = images.open_image(self.data)
+        image.draft("RGB", (_SHOWN, _SHOWN))
+        small = images.to_rgb(image)
         small.thumbnail((_SHOWN, _SHOWN), reducing_gap=2.0)
         return small
 
     @property
-    def quality(self) -> float | None:
-        """Of a JPEG file."""
-        return images.jpeg_quality(images.open_image(self.data))
-
-    def kind(self) -> str:
-        """The file's format."""
-        return images.open_image(self.data).format or "unknown"
+    def stored(self) -> Image.Image:
+        """With the header alone read: format, size, JPEG tables."""
+        return images.open_image(self.data)
 
     def verdict(self) -> str:
         """In words, with the reason where there is none."""
@@ -100,16 +97,16 @@ RESAVES = (
 )
 
 
-def judge(detector: Any, about: About, name: str, data: bytes) -> Judged:
+def judge(detector: Any, about: About, name: str, path: Path) -> Judged:
     """Ask the detector for its verdict alone.
 
     Raises:
         ImageError: the file can't be judged; the message says why.
     """
-    (row,) = detector.score([data])
+    (row,) = detector.score([path.read_bytes()])
     if row["error"]:
         raise images.ImageError(row["error"])
-    return Judged(name, data, row, about)
+    return Judged(name, path, row, about)
 
 
 def explain(detector: Any, judged: Judged) -> None:
@@ -120,7 +117,8 @@ def explain(detector: Any, judged: Judged) -> None:
 
 def resave(detector: Any, judged: Judged) -> None:
     """Judge the picture again after what usually happens to pictures."""
-    rows = detector.score([each.saved(judged.image) for each in RESAVES])
+    image = images.decode(judged.data)
+    rows = detector.score([each.saved(image) for each in RESAVES])
     judged.resaves = [(each.name, row) for each, row in zip(RESAVES, rows, strict=True)]
 
 
@@ -193,7 +191,7 @@ def errors_html(judged: Judged) -> str:
     """What the detector was trained on and how often it is wrong on such pictures."""
     card = judged.part.card
     trained = card.trained_on()
-    said = [*([f"Trained on {trained}."] if trained else []), *card.errors(judged.quality)]
+    said = [*([f"Trained on {trained}."] if trained else []), *card.errors(images.jpeg_quality(judged.stored))]
     return "".join(f"<p>{escape(text)}</p>" for text in said)
 
 

@@ -1,5 +1,6 @@
 """The one-page report of a picture, to keep or to send."""
 
+import hashlib
 import io
 import textwrap
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from components import images
 from components.serve.page.judged import PROVENANCE, Judged, provenance_lines, said
 
 _COLOURS = {"ai": "#a33a21", "real": "#1f5f86", "uncertain": "#5f5a3a"}
@@ -70,7 +72,8 @@ def _head(figure: Any, judged: Judged) -> float:
 
 def _sections(judged: Judged) -> list[tuple[str, list[str]]]:
     row, card = judged.row, judged.part.card
-    size = f"{judged.image.width} × {judged.image.height} px, {judged.kind()}, {len(judged.data):,} bytes"
+    data, stored = judged.data, judged.stored
+    size = f"{stored.width} × {stored.height} px, {stored.format}, {len(data):,} bytes"
     sections = [("What this means", [judged.why()])]
     if judged.resaves:
         resaves = [f"{name}: {said(answer)}, {answer['probability']:.0%}" for name, answer in judged.resaves]
@@ -78,11 +81,15 @@ def _sections(judged: Judged) -> list[tuple[str, list[str]]]:
     origin = [f"{name}: {textwrap.shorten(text, 200)}" for name, text in provenance_lines(judged)[:8]]
     sections += [
         ("What the file says of itself", [*(origin or ["Nothing of its origin."]), PROVENANCE]),
-        ("How often the detector is wrong", card.errors(judged.quality)),
+        ("How often the detector is wrong", card.errors(images.jpeg_quality(stored))),
         ("Trained on", [textwrap.shorten(card.trained_on(), 4 * _WIDTH, placeholder=" …")]),
         (
             "Details",
-            [size, f"SHA-256 {judged.sha256}", f"Answered by {judged.about.name}, threshold {row['threshold']:.3f}."],
+            [
+                size,
+                f"SHA-256 {hashlib.sha256(data).hexdigest()}",
+                f"Answered by {judged.about.name}, threshold {row['threshold']:.3f}.",
+            ],
         ),
     ]
     return sections
