@@ -73,6 +73,7 @@ def _head(figure: Any, judged: Judged) -> float:
 def _sections(judged: Judged) -> list[tuple[str, list[str]]]:
     row, card = judged.row, judged.part.card
     data, stored = judged.data, judged.stored
+    digest = hashlib.sha256(data).hexdigest()
     size = f"{stored.width} × {stored.height} px, {stored.format}, {len(data):,} bytes"
     sections = [("What this means", [judged.why()])]
     if judged.resaves:
@@ -87,7 +88,7 @@ def _sections(judged: Judged) -> list[tuple[str, list[str]]]:
             "Details",
             [
                 size,
-                f"SHA-256 {hashlib.sha256(data).hexdigest()}",
+                f"SHA-256 {digest}",
                 f"Answered by {judged.about.name}, threshold {row['threshold']:.3f}.",
             ],
         ),
