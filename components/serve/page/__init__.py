@@ -4,6 +4,8 @@ Nothing is sent anywhere: no telemetry, no fonts or scripts from elsewhere, and 
 stop them. Pictures are deleted after an hour.
 """
 
+import contextlib
+import math
 import os
 import tempfile
 import time
@@ -15,6 +17,7 @@ from typing import Any
 from components.serve.page.about import About
 from components.stage import StageError
 
+_ROOM = 2 * 2**30  # bytes of pictures, and of reports, at most
 _CSP = "; ".join(
     (
         "default-src 'self'",
@@ -125,7 +128,7 @@ def build(
 
 
 class Shelf:
-    """A folder whose files disappear after a while.
+    """A folder whose files disappear after a while, or when others need their room.
 
     Args:
         folder: is made.
@@ -137,10 +140,13 @@ class Shelf:
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, name: str, data: bytes) -> Path:
-        """Keep a file, and delete those that were kept long enough."""
-        for old in self._folder.iterdir():
-            if self._is_old(old):
-                old.unlink(missing_ok=True)
+        """Keep a file; those that were kept long enough go, and of the others the oldest ones beyond the room."""
+        room = _ROOM - len(data)
+        for other in sorted(self._folder.iterdir(), key=_age):
+            with contextlib.suppress(FileNotFoundError):  # another visitor's picture made it go
+                room -= other.stat().st_size
+                if room < 0 or _age(other) > self._keep:
+                    other.unlink()
         path = self._folder / name
         path.write_bytes(data)
         return path
@@ -148,13 +154,15 @@ class Shelf:
     def find(self, name: str) -> Path | None:
         """A file that is still kept."""
         path = self._folder / Path(name).name
-        return path if not self._is_old(path) else None
+        return path if _age(path) <= self._keep else None
 
-    def _is_old(self, path: Path) -> bool:
-        try:
-            return path.stat().st_mtime < time.time() - self._keep
-        except FileNotFoundError:  # another visitor's picture made it go
-            return True
+
+def _age(path: Path) -> float:
+    """s since a file was written; of one that is gone, more than any."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
 
 
 def _with_headers(app: Any) -> Any:

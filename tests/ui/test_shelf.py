@@ -1,0 +1,30 @@
+"""What a visitor leaves on the page's disk."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from components.serve import page
+from components.serve.page import Shelf
+
+
+def test_files_go_after_their_time(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "shelf", 60)
+    first = shelf.put("a.png", b"a")
+    assert shelf.find("a.png") == first
+    assert shelf.find("../../etc/passwd") is None and shelf.find("b.png") is None
+    os.utime(first, (time.time() - 61,) * 2)
+    assert shelf.find("a.png") is None
+    shelf.put("b.png", b"b")
+    assert [path.name for path in (tmp_path / "shelf").iterdir()] == ["b.png"]
+
+
+def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "_ROOM", 10)
+    shelf = Shelf(tmp_path, 60)
+    for age, name in enumerate(("new", "older", "oldest")):
+        os.utime(shelf.put(name, b"xxx"), (time.time() - 10 * age,) * 2)
+    shelf.put("last", b"xxxx")
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "older", "last"}
