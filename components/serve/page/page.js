@@ -10,10 +10,12 @@ document.addEventListener("paste", (event) => {
   input.dispatchEvent(new Event("change", { bubbles: true }));
 });
 
-// A screen reader says the verdict when it comes.
+// A screen reader says the verdict when it comes, and a phone shows it.
 new MutationObserver((_, observer) => {
   const verdict = document.querySelector("#verdict");
   if (!verdict) return;
   verdict.setAttribute("role", "status");
   observer.disconnect();
+  const show = () => verdict.scrollIntoView({ block: "nearest" });
+  new MutationObserver(show).observe(verdict, { childList: true, subtree: true });
 }).observe(document.documentElement, { childList: true, subtree: true });
