@@ -1,28 +1,33 @@
 """Which detector answers: the champion, another version, or the reference until there is one."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from components import networks, tracking
 from components.params import load
-from components.serve import files
+from components.serve import files, reference
 from components.serve.files import Files
-from components.serve.reference import Reference
+from components.serve.reference import VERSION as REFERENCE
 from components.stage import StageError
-
-REFERENCE = "reference"
 
 
 def version(asked: str | None) -> str:
-    """The number of the version that answers; the champion's where none is asked for; or `REFERENCE`."""
+    """The number of the version that answers: the one asked for, the champion's, or `REFERENCE`, which it says."""
     if asked is not None:
         return asked
-    if not tracking.begun():
-        return REFERENCE
-    from components.register.registry import CHAMPION, Registry
+    if tracking.begun():
+        from components.register.registry import CHAMPION, Registry
 
-    champion = Registry(load().register_.model).alias(CHAMPION)
-    return champion.number if champion else REFERENCE
+        champion = Registry(load().register_.model).alias(CHAMPION)
+        if champion:
+            return champion.number
+    print(
+        "there is no champion yet (`trueframe run` trains one): the reference detector answers; "
+        f"{reference.FOLDER}/*/model_card.md says what it was trained on and how often it is wrong",
+        file=sys.stderr,
+    )
+    return REFERENCE
 
 
 def name(number: str) -> str:
@@ -51,10 +56,10 @@ def found(number: str) -> list[Files]:
 
 
 def detector(number: str) -> Any:
-    """At work."""
+    """A version's detector at work."""
     if number == REFERENCE:
         networks.load_keras()
-        return Reference()
+        return reference.Reference()
     from components.register.registry import Registry
 
     return Registry(load().register_.model).load(number)

@@ -224,7 +224,7 @@ def check(
     With an output file, a check that was stopped goes on where it was, and files that haven't changed keep their rows.
     Exit codes: 0 nothing is ai, 1 something is, 2 something couldn't be judged.
     """
-    from flows import checking
+    from flows import answering, checking
 
     outputs = {".csv": csv, ".json": json_, ".parquet": parquet}
     for suffix, path in outputs.items():
@@ -238,7 +238,7 @@ def check(
         strict,
     )
     try:
-        code = checking.run(paths, _from_start, _judging, _answering(version), wanted)
+        code = checking.run(paths, _from_start, answering.detector, answering.version(version), wanted)
     except StageError as error:
         fail(str(error), checking.ERROR)
     raise SystemExit(code)
@@ -413,39 +413,6 @@ def _place(where: str) -> str:
     if colon and scheme in ("web", "feedback") and "://" not in where:
         return f"{scheme}:{_from_start(Path(rest).expanduser()).resolve()}"
     return where if "://" in where else str(_from_start(Path(where).expanduser()).resolve())
-
-
-def _answering(version: str | None) -> str:
-    """The version that answers: the one asked for, the champion, or the reference detector."""
-    from components import tracking
-    from components.params import load
-    from components.serve import reference
-
-    name = load().register_.model
-    if version is None and tracking.begun():
-        from components.register.registry import CHAMPION, Registry
-
-        champion = Registry(name).alias(CHAMPION)
-        version = champion.number if champion else None
-    if version is not None:
-        return version
-    print(
-        "there is no champion yet (`trueframe run` trains one): the reference detector answers; "
-        f"{reference.FOLDER}/*/model_card.md says what it was trained on and how often it is wrong",
-        file=sys.stderr,
-    )
-    return reference.VERSION
-
-
-def _judging(version: str) -> Any:
-    """The detector of a version, or the reference detector."""
-    from components import networks
-    from components.serve import reference
-
-    if version == reference.VERSION:
-        networks.load_keras()
-        return reference.Reference()
-    return _registry().load(version)
 
 
 def _prepare_flow() -> None:

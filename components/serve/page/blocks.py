@@ -199,11 +199,13 @@ class _Handler:
         answers = self.detector.score([self._taken(path) for path in paths])
         rows = [{"path": Path(path).name, **row} for path, row in zip(paths, answers, strict=True)]
         file = self.files.put(f"trueframe-{secrets.token_hex(8)}.csv", b"")
-        check.write_csv(rows, file)
+        check.write(rows, file)
         lines = [["file", "verdict", "probability", "notes"]]
         for row in rows:
             p = "" if row["error"] else f"{row['probability']:.0%}"
-            notes = "; ".join([*row["warnings"], *(["says something of its origin"] if row["provenance"] else [])])
+            notes = "; ".join(
+                [*row["warnings"], *(["says something of its origin"] if row["provenance"].keys() - {"note"} else [])]
+            )
             lines.append([row["path"], parts.said(row), p, notes])
         return (
             None,

@@ -15,7 +15,6 @@ from components import images
 from components.serve.page.about import About, Part, table
 
 _SHOWN = 720  # px, the longer side of the preview
-PROVENANCE = "This plays no part in the score. A name can be forged, and what is missing proves nothing."
 WORDS = {"ai": "Probably AI-generated", "real": "Probably not AI-generated", "uncertain": "Uncertain"}
 
 
@@ -174,17 +173,21 @@ def said(row: dict[str, Any]) -> str:
 
 
 def provenance_lines(judged: Judged) -> list[tuple[str, str]]:
-    """What the file says of itself, as pairs of a name and a text."""
-    return [(name, _text(value)) for name, value in _flat(judged.row["provenance"])]
+    """What the file says of itself, as pairs of a name and a text; none where it says nothing."""
+    found = {key: value for key, value in judged.row["provenance"].items() if key != "note"}
+    return [(name, _text(value)) for name, value in _flat(found)]
+
+
+def provenance_note(judged: Judged) -> str:
+    """What that is worth."""
+    return str(judged.row["provenance"]["note"])
 
 
 def provenance_html(judged: Judged) -> str:
     """What the file says of itself."""
-    lines = provenance_lines(judged)
-    note = f"<p class=quiet>{PROVENANCE}</p>"
-    if not lines:
-        return f"<p>The file says nothing of its origin.</p>{note}"
-    return f"{table('What the file says of itself', [['field', 'what the file says'], *map(list, lines)])}{note}"
+    lines = [["field", "what the file says"], *map(list, provenance_lines(judged))]
+    said = table("What the file says of itself", lines) if len(lines) > 1 else ""
+    return f"{said}<p class=quiet>{escape(provenance_note(judged))}</p>"
 
 
 def errors_html(judged: Judged) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from components import images
-from components.serve.page.judged import PROVENANCE, Judged, provenance_lines, said
+from components.serve.page.judged import Judged, provenance_lines, provenance_note, said
 
 _COLOURS = {"ai": "#a33a21", "real": "#1f5f86", "uncertain": "#5f5a3a"}
 _WIDTH = 112  # characters
@@ -81,7 +81,7 @@ def _sections(judged: Judged) -> list[tuple[str, list[str]]]:
         sections.append(("The same picture re-saved", ["; ".join(resaves) + "."]))
     origin = [f"{name}: {textwrap.shorten(text, 200)}" for name, text in provenance_lines(judged)[:8]]
     sections += [
-        ("What the file says of itself", [*(origin or ["Nothing of its origin."]), PROVENANCE]),
+        ("What the file says of itself", [*origin, provenance_note(judged)]),
         ("How often the detector is wrong", card.errors(images.jpeg_quality(stored))),
         ("Trained on", [textwrap.shorten(card.trained_on(), 4 * _WIDTH, placeholder=" …")]),
         (
