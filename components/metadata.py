@@ -133,25 +133,21 @@ def _entries(tiff: bytes, ifd: int | None) -> Iterator[tuple[int, int, int, int]
 
 
 def _jpeg(data: bytes, found: Blocks) -> None:
-    """ITU T.81, segments before the first scan. Like every decoder this goes on at the next 0xFF after junk."""
-    at = 2
+    """ITU T.81, segments before the first scan."""
     exif: list[bytes] = []
-    # Within a scan 0xFF is always followed by 0: these are scans but for what other segments may hold.
-    found.scans = data.count(b"\xff\xda")
-    while True:
+    components = b""  # of a frame that one scan can hold
+    for marker, at, end in _segments(data):
         found.parts += 1
-        at = data.find(b"\xff", at)
-        if at < 0 or at + 4 > len(data) or data[at + 1] == 0xDA:
-            break
-        marker = data[at + 1]
-        if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD9:  # fill, or without content
-            at += 1 if marker == 0xFF else 2
-            continue
-        end = at + 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
-        segment = data[at + 4 : end]
-        if marker == 0xE1 and segment[:6] == b"Exif\0\0":
+        segment = data[at:end]
+        if marker == 0xDA:
+            if segment[:1] != components:
+                # Within a scan 0xFF is always followed by 0: these are scans but for what other segments may hold.
+                found.scans = data.count(b"\xff\xda", at) + 1
+        elif marker in (0xC0, 0xC1):  # sequential; all other frames are progressive, lossless or rare
+            components = segment[5:6]
+        elif marker == 0xE1 and segment[:6] == b"Exif\0\0":
             exif.append(segment[6:])
-            found.copied += (len(exif) + 1) * len(segment)
+            found.copied += len(exif) * len(segment)
         elif marker == 0xE1 and segment.startswith(_XMP_JPEG):
             found.xmp = found.xmp or segment[len(_XMP_JPEG) :]
         elif marker == 0xED and segment.startswith(b"Photoshop 3.0\0"):
@@ -159,17 +155,36 @@ def _jpeg(data: bytes, found: Blocks) -> None:
         elif marker == 0xEB and segment[:2] == b"JP":
             # Common identifier, instance and sequence number, then a superbox and its description.
             found.c2pa |= segment[12:16] == b"jumb" and segment[20:24] == b"jumd" and segment[24:40] == _C2PA_JUMBF
-        at = end
     found.exif = b"".join(exif)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """A JPEG's segments up to the first scan's header: marker, and where the content begins and ends.
+
+    Like every decoder this goes on at the next 0xFF after junk.
+    """
+    at = data.find(b"\xff", 2)
+    while 0 <= at <= len(data) - 4:
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill
+            at += 1
+        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD9:  # without content
+            at = data.find(b"\xff", at + 2)
+        else:
+            end = at + 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+            yield marker, at + 4, end
+            if marker == 0xDA:
+                return
+            at = data.find(b"\xff", end)
 
 
 def _photoshop(resources: bytes) -> bytes:
     """The IPTC record among Photoshop's image resources (id 0x0404)."""
     at = 0
     while resources[at : at + 4] == b"8BIM":
-        kind = resources[at + 4 : at + 6]
-        at += 6 + (resources[at + 6] + 2) // 2 * 2  # a Pascal string, padded to an even length
-        (size,) = struct.unpack_from(">L", resources, at)
+        kind, name = resources[at + 4 : at + 6], int.from_bytes(resources[at + 6 : at + 7], "big")
+        at += 6 + (name + 2) // 2 * 2  # a Pascal string, padded to an even length
+        size = int.from_bytes(resources[at : at + 4], "big")
         if kind == b"\x04\x04":
             return resources[at + 4 : at + 4 + size]
         at += 4 + (size + 1) // 2 * 2
