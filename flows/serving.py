@@ -28,7 +28,7 @@ from components.serve.queue import Backend, Options
 from components.stage import StageError
 from flows import commands
 
-_START = 300.0  # s that a model server may take to answer
+_START = 600.0  # s that a model server may take to answer
 _SILENT = 60.0  # s without an answer after which a model server is started anew
 _RETRY = 300.0  # s after which a champion that failed to load is tried again
 _CONNECTIONS = 1000

@@ -26,11 +26,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     """Versions 1 and 2 answer; 3 can't be loaded."""
     folder = tmp_path_factory.mktemp("serving")
     made = served.project(folder / "project", poll_s=0.5)
-    for seed in (1, 2):
-        assert made.add(served.packed(served.detector(folder / str(seed), seed))) == str(seed)
-    broken = served.packed(served.detector(folder / "3", 3))
-    (broken / "artifacts/network.keras").write_bytes(b"damaged")
-    assert made.add(broken) == "3"
+    for version in ("1", "2", "3"):
+        assert made.add(served.light(folder / version)) == version
+    (folder / "3/model/artifacts/network.txt").unlink()
     made.promote("1")
     return made
 
@@ -101,7 +99,7 @@ def test_a_champion_that_cannot_be_loaded_changes_nothing(home: Registered, serv
     assert server.metric('trueframe_moves_total{outcome="failed"}') == 1
     [line] = [line for line in server.log.read_text().splitlines() if line.startswith("error: ")]
     assert "models:/trueframe/3 can't be served" in line and "VERSION 1 GOES ON" in line
-    assert "network.keras" in line, "the reason"
+    assert "network.txt" in line, "the reason"
     server.wait(lambda: len(server.family()) == before)
     home.promote("1")
     server.wait(lambda: server.metric("trueframe_champion_failed") == 0)
