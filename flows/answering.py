@@ -14,12 +14,13 @@ from components.stage import StageError
 
 def version(asked: str | None) -> str:
     """The number of the version that answers: the one asked for, the champion's, or `REFERENCE`, which it says."""
+    model = load().register_.model
     if asked is not None:
         return asked
     if tracking.begun():
         from components.register.registry import CHAMPION, Registry
 
-        champion = Registry(load().register_.model).alias(CHAMPION)
+        champion = Registry(model).alias(CHAMPION)
         if champion:
             return champion.number
     print(
