@@ -210,11 +210,11 @@ def _flat(found: Any, name: str = "") -> list[tuple[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    items = value if isinstance(value, list) else [value]
-    return ", ".join(
-        "; ".join(f"{k.replace('_', ' ')}: {v}" for k, v in item.items()) if isinstance(item, dict) else str(item)
-        for item in items
-    )
+    if isinstance(value, dict):
+        return "; ".join(f"{key.replace('_', ' ')}: {_text(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _jpeg(image: Image.Image, quality: int, subsampling: int = 2) -> bytes:
