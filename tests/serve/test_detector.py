@@ -134,6 +134,12 @@ def test_what_the_file_says_of_itself_is_beside_the_score_and_never_in_it(detect
         assert {**answer, "provenance": {}} == {**answers[0], "provenance": {}}
 
 
+def test_a_wrong_trust_list_is_found_before_the_first_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUEFRAME_C2PA_TRUST_LIST", str(tmp_path / "list.pem"))
+    with pytest.raises(StageError, match="TRUEFRAME_C2PA_TRUST_LIST"):
+        made(tmp_path)
+
+
 def test_find_takes_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     for name in ("b/2.png", "b/1.JPG", "b/notes.txt", "a.dat"):
