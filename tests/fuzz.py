@@ -159,6 +159,8 @@ def bombs() -> dict[str, bytes]:
         "png-exif": png(1, 1, extra=[(b"eXIf", tiff)]),
         "png-chunks": png(1, 1, extra=[(b"tEXt", b"a\0b")] * 50_000),
         "png-json": png(1, 1, extra=[(b"tEXt", b"prompt\0" + b"[" * 500_000)]),
+        "png-c2pa-boxes": png(1, 1, extra=[(b"caBX", _nested_store(100_000))]),
+        "png-c2pa-claim": png(1, 1, extra=[(b"caBX", _deep_claim(1_000_000))]),
         "tiff-tags": tiff,
         "tiff-blank": blank.getvalue(),
         "tiff-loop": b"II*\0\x08\0\0\0\0\0\x08\0\0\0",
@@ -306,6 +308,32 @@ def _overlapping(tags: int) -> bytes:
     size = 8 + 2 + 12 * tags + 4
     entries = b"".join(struct.pack("<HHLL", tag, 7, size, 0) for tag in range(1000, 1000 + tags))
     return b"II*\0\x08\0\0\0" + struct.pack("<H", tags) + entries + bytes(4)
+
+
+def _nested_store(depth: int) -> bytes:
+    """A C2PA store of boxes within boxes."""
+    inner = _described(b"c2as")
+    boxes = b"".join(struct.pack(">L4s", (8 + len(inner)) * (depth - n), b"jumb") + inner for n in range(depth))
+    return _store(b"c2pa", boxes)
+
+
+def _deep_claim(depth: int) -> bytes:
+    """A C2PA store whose claim is lists within lists."""
+    lists = struct.pack(">L4s", 9 + depth, b"cbor") + b"\x81" * depth + b"\0"
+    manifest = _store(b"c2cl", lists) + _store(b"c2as", _store(b"cbor", lists)) + _store(b"c2cs", lists)
+    return _store(b"c2pa", _store(b"c2ma", manifest))
+
+
+def _store(kind: bytes, content: bytes) -> bytes:
+    described = _described(kind)
+    return struct.pack(">L4s", 8 + len(described) + len(content), b"jumb") + described + content
+
+
+def _described(kind: bytes) -> bytes:
+    """A JUMBF box's description: its type and label."""
+    labels = {b"c2pa": b"c2pa", b"c2cl": b"c2pa.claim.v2", b"c2as": b"c2pa.assertions", b"c2cs": b"c2pa.signature"}
+    content = kind + bytes.fromhex("00110010800000aa00389b71") + b"\3" + labels.get(kind, b"urn:c2pa:x") + b"\0"
+    return struct.pack(">L4s", 8 + len(content), b"jumd") + content
 
 
 def _app1(exif: bytes) -> bytes:
