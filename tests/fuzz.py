@@ -166,6 +166,7 @@ def bombs() -> dict[str, bytes]:
         "tiff-loop": b"II*\0\x08\0\0\0\0\0\x08\0\0\0",
         "gif-declared": b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\2L\1\0;",
         "gif-blocks": b"GIF89a\1\0\1\0\0\0\0" + b"!\xfe\1a\0" * 200_000 + b";",
+        "gif-comment": b"GIF89a\1\0\1\0\0\0\0!\xfe" + (b"\xff" + b"a" * 255) * 4_000 + b"\0;",
         "bmp-declared": b"BM" + struct.pack("<LLLLllHHLLllLL", 54, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0),
         "webp-declared": b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\xff\xff\xff\x0f" + bytes(9),
         "jpeg-declared": _dimensions(jpeg, 65_500, 65_500),

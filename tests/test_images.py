@@ -2,14 +2,19 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
+import fuzz
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.fft import dctn
 
+from components import images
 from components.images import (
     MAX_PIXELS,
     ImageError,
@@ -18,6 +23,7 @@ from components.images import (
     equalised,
     open_image,
     perceptual_hashes,
+    places,
     render,
     thumbnail,
     view_shape,
@@ -94,6 +100,31 @@ def test_exif_orientation_of_a_jpeg_is_applied(encode: Encode) -> None:
     assert found.shape == (32, 48, 3)
     # At quality 95 a flat block is quantised in steps of one or two.
     assert np.abs(centres(found) - QUADRANTS).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_orientation_of_avif_and_heic_is_applied_once(encode: Encode, orientation: int, kind: str) -> None:
+    """Their files say it twice, in a box of their own and in EXIF."""
+    fuzz.valid()  # registers HEIF for writing
+    stored = Image.fromarray(np.ascontiguousarray(ORIENTATIONS[orientation](blocks(QUADRANTS))))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0110] = orientation, "a camera"
+    found = pixels(encode(stored, kind, exif=exif.tobytes(), quality=95))
+    assert found.shape == (32, 48, 3)
+    # Chroma has half the resolution; a flat block of 16 px keeps its colour in the middle.
+    assert np.abs(centres(found) - QUADRANTS).max() <= 8
+
+
+def test_heic_is_read_by_a_process_that_never_wrote_one(encode: Encode, picture: Picture, tmp_path: Path) -> None:
+    fuzz.valid()
+    (tmp_path / "a.heic").write_bytes(encode(picture(1, (64, 48)), "HEIF", quality=90))
+    code = (
+        "import pathlib; from components import images;"
+        f"image = images.open_image(pathlib.Path({str(tmp_path / 'a.heic')!r}).read_bytes());"
+        "assert (image.format, images.to_rgb(image).size) == ('HEIF', (64, 48))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 99])
@@ -262,8 +293,9 @@ def test_what_is_no_image_is_refused(data: bytes) -> None:
         decode(data)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF", "GIF", "JPEG2000"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF", "GIF", "JPEG2000", "HEIF"])
 def test_a_file_that_ends_early_is_refused(encode: Encode, picture: Picture, kind: str) -> None:
+    fuzz.valid()  # registers HEIF for writing
     data = encode(picture(2, (200, 200)), kind)
     with pytest.raises(ImageError, match=r"^(damaged|not an image)"):
         decode(data[: len(data) // 2])
@@ -290,22 +322,44 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(width: int, height
         decode(bomb)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.filterwarnings("ignore:Truncated File Read")
-def test_random_damage_gives_pixels_or_the_one_error(encode: Encode, picture: Picture) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("tiff-tags", "EXIF claims far more bytes than there are"),
+        ("png-exif", "EXIF claims far more bytes than there are"),
+        ("jpeg-exif", "EXIF claims far more bytes than there are"),
+        ("heic-items", "parts are too many, or claim far more bytes than there are"),
+        ("gif-blocks", "parts are too many"),
+        ("gif-comment", "parts are too many"),
+        ("jpeg-exifs", "parts are too many"),
+        ("png-chunks", "parts are too many"),
+        ("jpeg-scans", r"20,0\d\d scans of 3000 × 3000 pixels"),
+    ],
+)
+def test_a_bomb_of_structure_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(ImageError, match=f"{reason}.*; refused as a bomb"):
+        open_image(fuzz.bombs()[name])
+
+
+def test_exif_as_text_in_a_png_is_no_bomb_either() -> None:
+    lines = "\nexif\n  720014\n" + fuzz.bombs()["tiff-tags"].hex()
+    data = fuzz.png(1, 1, extra=[(b"tEXt", b"Raw profile type exif\0" + lines.encode())])
+    with pytest.raises(ImageError, match="EXIF claims far more bytes"):
+        decode(data)
+
+
+@pytest.mark.parametrize("strip", [1, 7, 100])
+def test_strips_change_no_pixel(encode: Encode, picture: Picture, monkeypatch: pytest.MonkeyPatch, strip: int) -> None:
     rng = np.random.default_rng(0)
-    refused = 0
-    for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000"):
-        whole = encode(picture(4), kind)
-        for _ in range(25):
-            data = bytearray(whole)
-            for position in rng.integers(0, len(data), 8):
-                data[position] = rng.integers(256)
-            try:
-                assert decode(bytes(data)).mode == "RGB"
-            except ImageError:
-                refused += 1
-    assert refused > 50  # the damage is real
+    alpha = picture(1).convert("RGBA")
+    alpha.putalpha(Image.fromarray(rng.integers(0, 256, alpha.size[::-1], np.uint8)))
+    deep = Image.fromarray(rng.integers(0, 65536, (30, 20), np.uint16))
+    bright = Image.fromarray(rng.normal(0, 1e6, (30, 20)).astype(np.float32))
+    files = [encode(alpha, "PNG"), encode(deep, "PNG"), encode(bright, "TIFF")]
+    whole = [pixels(data) for data in files]
+    monkeypatch.setattr(images, "_STRIP", strip)
+    for data, expected in zip(files, whole, strict=True):
+        np.testing.assert_array_equal(pixels(data), expected)
 
 
 @pytest.mark.parametrize(("view", "side"), [("64", 64), ("crop-32", 32), ("cover-48", 48), ("crop-32x4", 32), ("1", 1)])
@@ -378,6 +432,28 @@ def test_the_crops_with_the_most_texture_come_first() -> None:
     np.testing.assert_array_equal(found[0], pixels[0:16, 0:16])
     np.testing.assert_array_equal(found[1], pixels[48:64, 80:96])
     assert len({crop.tobytes() for crop in found}) == 3
+
+
+@pytest.mark.parametrize(("size", "side", "crops"), [((70, 50), 16, 3), ((41, 33), 9, 6), ((40, 12), 12, 2)])
+def test_crops_are_the_best_by_the_sum_of_differences_between_neighbours(
+    size: tuple[int, int], side: int, crops: int
+) -> None:
+    """Told place by place: half a side apart, and none shares more than half with a better one."""
+    image = Image.fromarray(np.random.default_rng(side).integers(0, 256, (*size[::-1], 3), np.uint8))
+    grey = np.asarray(image.convert("L")).astype(int)
+    across, down = np.abs(np.diff(grey, axis=1, append=grey[:, -1:])), np.abs(np.diff(grey, axis=0, append=grey[-1:]))
+    lefts, tops = ([*range(0, n - side, side // 2), n - side] for n in size)
+    ranked = sorted(
+        ((left, top) for top in tops for left in lefts),
+        key=lambda at: -(across + down)[at[1] : at[1] + side, at[0] : at[0] + side].sum(),
+    )
+    chosen: list[tuple[int, int]] = []
+    for left, top in ranked:
+        shared = [max(0, side - abs(left - x)) * max(0, side - abs(top - y)) for x, y in chosen]
+        if max(shared, default=0) <= side * side / 2:
+            chosen.append((left, top))
+    found = places(image, f"crop-{side}x{crops}")
+    assert found == [(left, top, left + side, top + side) for left, top in chosen[:crops]]
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 40), (5, 5)])
