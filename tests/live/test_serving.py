@@ -25,7 +25,7 @@ KEY = "a-key"
 def home(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     """Versions 1 and 2 answer; 3 can't be loaded."""
     folder = tmp_path_factory.mktemp("serving")
-    made = served.project(folder / "project", poll_s=0.5)
+    made = served.project(folder / "project", poll_s=0.5, answer_s=served.PATIENCE)
     for version in ("1", "2", "3"):
         assert made.add(served.light(folder / version)) == version
     (folder / "3/model/artifacts/network.txt").unlink()
