@@ -57,11 +57,12 @@ def reproduce(registry: Registry, number: str) -> list[Row]:
     name = f"{registry.name} version {number}"
     commit = _commit(version, name)
     with tempfile.TemporaryDirectory(prefix="trueframe-") as scratch:
-        recorded = _recorded(registry, version, name, Path(scratch, "recorded"))
-        for line in differences(recorded / LINEAGE / "requirements.lock"):
+        Path(scratch, "recorded").mkdir()
+        lineage, recorded = _recorded(registry, version, name, Path(scratch, "recorded"))
+        for line in differences(lineage / "requirements.lock"):
             print(f"warning: {line}", file=sys.stderr)
         with _worktree(commit, Path(scratch, "code")) as folder:
-            (folder / "params.yaml").write_text((recorded / LINEAGE / "params.yaml").read_text())
+            (folder / "params.yaml").write_text((lineage / "params.yaml").read_text())
             (folder / "dvc.lock").unlink(missing_ok=True)  # nothing is to be taken from the cache
             _data(folder, version, name)
             train = params.load(folder / "params.yaml").train
@@ -75,7 +76,7 @@ def reproduce(registry: Registry, number: str) -> list[Row]:
             except commands.CommandFailed as error:
                 raise StageError(f"{name} can't be made again: {error}") from None
             made = json.loads((folder / "artifacts/evaluation" / candidate / "metrics.json").read_text())
-        return compare(json.loads((recorded / "evaluation/metrics.json").read_text()), made)
+        return compare(recorded, made)
 
 
 def compare(recorded: dict[str, Any], again: dict[str, Any]) -> list[Row]:
@@ -128,18 +129,22 @@ def _commit(version: Version, name: str) -> str:
     return commit
 
 
-def _recorded(registry: Registry, version: Version, name: str, folder: Path) -> Path:
-    """The artifacts that tell how the version was made and what it scored."""
-    download = registry.mlflow.artifacts.download_artifacts
+def _recorded(registry: Registry, version: Version, name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder with the settings and locks by which the version was made, and its `metrics.json`."""
+    found = []
     for artifact in (LINEAGE, "evaluation/metrics.json"):
         try:
-            download(run_id=version.run_id, artifact_path=artifact, dst_path=str(folder))
+            path = registry.mlflow.artifacts.download_artifacts(
+                run_id=version.run_id, artifact_path=artifact, dst_path=str(folder)
+            )
         except (registry.mlflow.exceptions.MlflowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise StageError(f"{name}: {artifact} isn't among the artifacts of its run ({reason})") from None
-    if not (folder / LINEAGE / "params.yaml").exists():
+        found.append(Path(path))
+    lineage, metrics = found
+    if not (lineage / "params.yaml").exists():
         raise StageError(f"{name}: its settings were not recorded, {LINEAGE}/params.yaml of its run")
-    return folder
+    return lineage, json.loads(metrics.read_text())
 
 
 @contextmanager
