@@ -173,6 +173,9 @@ class Model(Section):
     average: float = Field(0, ge=0, lt=1, description="momentum of a moving average of the weights; 0 for none")
     patience: int = Field(5, ge=1, description="epochs without a better validation loss before it (or its phase) stops")
     augment: Augment = Augment()
+    mirror: bool = Field(
+        False, description="to answer with the mean of an image and its mirror image, in twice the time"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 7
 

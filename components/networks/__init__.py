@@ -107,6 +107,31 @@ def take_weights(network: Any, path: Path) -> None:
         variable.assign(value)
 
 
+def mirrored(network: Any) -> Any:
+    """The mean of what a network says of an image and of its mirror image, as one network.
+
+    The last feature map of the mirror image is turned back and averaged with the image's own, so that class activation
+    stays exact. It shares the network's weights, and takes twice its time.
+
+    Args:
+        network: from pixels to a logit, with global average pooling as its layer `features` and a chain after it.
+
+    Raises:
+        StageError: it has no such layer.
+    """
+    keras = load_keras()
+    pooling = next((layer for layer in network.layers if layer.name == "features"), None)
+    if not isinstance(pooling, keras.layers.GlobalAveragePooling2D):
+        raise StageError(f"network {network.name} has no global average pooling before its head; take `mirror` out")
+    body = keras.Model(network.input, pooling.input, name="body")
+    pixels = keras.Input(network.input_shape[1:])
+    turned = keras.ops.flip(body(keras.ops.flip(pixels, axis=2)), axis=2)
+    x = pooling(keras.layers.Average()([body(pixels), turned]))
+    for layer in network.layers[network.layers.index(pooling) + 1 :]:
+        x = layer(x)
+    return keras.Model(pixels, x, name=network.name)
+
+
 def names() -> list[str]:
     """All networks."""
     return sorted(_MODULES)

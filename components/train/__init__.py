@@ -103,6 +103,8 @@ def _fit(
     network = networks.build(model.network, images.view_size(model.view), model.options)
     if model.start:
         networks.take_weights(network, Path(model.start))
+    if model.mirror:
+        networks.mirrored(network)  # or it would fail after the training
     fuse_normalisation(network)
     fitted, view = network, model.view
     if not model.freeze and features.frozen(network):
@@ -180,7 +182,8 @@ def _fit(
         )
         stopped = stop(state)
     _load(folder / f"best-{state.best_epoch}.npz", fitted.variables)
-    return in_float32(network)
+    network = in_float32(network)
+    return networks.mirrored(network) if model.mirror else network
 
 
 def _check_classes(name: str, index: pd.DataFrame) -> None:
