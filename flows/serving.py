@@ -21,7 +21,7 @@ from PIL import Image
 from prometheus_client import Counter, Gauge
 
 from components.params import Serve
-from components.register.registry import CHAMPION, Registry
+from components.register.registry import Registry
 from components.serve import gateway
 from components.serve.gateway import Gateway
 from components.serve.queue import Backend, Options
@@ -51,7 +51,7 @@ def serve(name: str, settings: Serve, host: str, port: int, workers: int, *, fol
     """
     keys = gateway.keys()
     registry = Registry(name)
-    champion = _champion(registry)
+    champion = registry.champion()
     if champion is None:
         raise StageError("there is no champion yet; `trueframe run` trains one")
     try:
@@ -291,7 +291,7 @@ class _Service:
         while True:
             await asyncio.sleep(self.settings.poll_s)
             try:
-                champion = await asyncio.to_thread(_champion, self.registry)
+                champion = await asyncio.to_thread(self.registry.champion)
             except Exception as error:
                 if is_up:
                     reason = str(error).splitlines()[0][:200]
@@ -355,12 +355,6 @@ def _http(front: Gateway, settings: Serve) -> _Http:
             proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,  # only who is named there may say who asks
         )
     )
-
-
-def _champion(registry: Registry) -> str | None:
-    """The champion's number, by one question."""
-    version = registry.client.get_registered_model(registry.name).aliases.get(CHAMPION)
-    return None if version is None else str(version)
 
 
 def _picture() -> str:

@@ -224,6 +224,10 @@ class Registry:
         events = [Event(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(_EVENT)]
         return events, self._aliases(model).get(CHAMPION)
 
+    def champion(self) -> str | None:
+        """The champion's number, by one question; None where there is none."""
+        return self._aliases(self._registered()).get(CHAMPION)
+
     @staticmethod
     def _aliases(model: Any) -> dict[str, str]:
         return {alias: str(number) for alias, number in model.aliases.items()} if model else {}

@@ -15,7 +15,7 @@ from components.ingest import ingest
 from components.networks.inference import Scorer
 from components.params import Evaluate, Ingest, Sample, Source
 from components.preprocess import arrays
-from components.serve.check import check
+from components.serve.check import Judge, check
 from components.serve.detector import Detector
 
 VIEWS = {"whole": "24", "crops": "crop-16x2"}
@@ -142,7 +142,9 @@ def test_serving_says_what_the_judge_said(root: Path, tmp_path: Path, name: str)
         paths.append(tmp_path / folder / f"{len(paths) // 2}.jpg")
         paths[-1].write_bytes(data)
         assert detector.score([data])[0]["probability"] == pytest.approx(recorded[test.loc[row, "sha256"]], abs=1e-5)
-    rows = list(check(detector, [*paths, tmp_path / "gone.jpg"], tmp_path / "maps"))
+    judge = Judge(lambda version: detector, name, fetch=lambda address: b"")
+    names = [str(path) for path in (*paths, tmp_path / "gone.jpg")]
+    rows = [row for block in check(judge, names, tmp_path / "maps") for row in block]
     assert len(rows) == 7 and rows[-1]["error"] and not any("heatmap" in row for row in rows)
     drawn = sorted(p.name for p in (tmp_path / "maps").iterdir())
     assert len(drawn) == 6 and "0.jpg.png" in drawn
