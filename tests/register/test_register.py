@@ -3,7 +3,6 @@
 import io
 import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +19,6 @@ from components.register.registry import Registry
 from components.stage import StageError
 
 SETTINGS = Register(min_scores={"balanced_accuracy": 0.6}, policy="automatic")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One database for the module; a new one takes seconds."""
-    import mlflow
-
-    folder = tmp_path_factory.mktemp("store")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    yield
-    mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The history of champions, in a real MLflow store."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,18 +7,6 @@ import pytest
 from components.register import registry as module
 from components.register.registry import Event, Registry, line
 from components.stage import StageError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One database for the module; a new one takes seconds."""
-    import mlflow
-
-    folder = tmp_path_factory.mktemp("store")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    yield
-    mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture(autouse=True)

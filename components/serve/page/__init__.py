@@ -108,7 +108,7 @@ def build(
     def health() -> Any:
         return {"status": "ok", "answers": about.name}
 
-    demo = blocks.page(detector, about, fetch, feedback, trusted, shelf, limits)
+    demo = blocks.page(blocks.Handler(detector, about, fetch, feedback, trusted, shelf, limits))
     demo.queue(max_size=limits.queue, api_open=False)
     here = Path(__file__).parent
     gr.mount_gradio_app(

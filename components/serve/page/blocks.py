@@ -48,17 +48,9 @@ def theme() -> Any:
     )
 
 
-def page(
-    detector: Any,
-    about: About,
-    fetch: Callable[[str, int], bytes],
-    feedback: Path | None,
-    trusted: bool,
-    links: "Shelf",
-    limits: "Limits",
-) -> gr.Blocks:
+def page(handler: "Handler") -> gr.Blocks:
     """The page (see `components.serve.page.build`)."""
-    handler = _Handler(detector, about, fetch, feedback, trusted, links, limits)
+    about, limits = handler.about, handler.limits
     first: dict[str, Any] = {
         "concurrency_limit": limits.at_once,
         "concurrency_id": "verdict",
@@ -94,7 +86,7 @@ def page(
                     download = gr.DownloadButton("Download a report (PDF)", elem_id="report", size="sm")
                     share = gr.Button("Make a link to the report", elem_id="share", size="sm")
                 shared = gr.HTML(elem_id="shared", visible=False)
-                if feedback:
+                if handler.feedback:
                     with gr.Accordion("This is wrong", open=False, elem_id="wrong"):
                         truth = gr.Radio(
                             [("a real photograph, or made by a person", "real"), ("AI-generated", "ai")],
@@ -125,7 +117,7 @@ def page(
     return demo
 
 
-class _Handler:
+class Handler:
     """What the page does with a visitor's pictures."""
 
     def __init__(
