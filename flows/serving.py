@@ -59,6 +59,8 @@ def serve(name: str, settings: Serve, host: str, port: int, workers: int, *, fol
     except OSError as error:
         raise StageError(f"{host}:{port} can't be used ({error.strerror}); choose another one with --port") from None
     with listening:
+        # Answers leave at once: asyncio asks for this only where a socket names its protocol, and this one doesn't.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # who doesn't read the answer is cut off
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(settings.read_s * 1000))
         service = _Service(registry, settings, Gateway(settings, keys), workers)
