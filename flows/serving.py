@@ -24,7 +24,7 @@ from components.params import Serve
 from components.register.registry import Registry
 from components.serve import gateway
 from components.serve.gateway import Gateway
-from components.serve.queue import Backend, Options
+from components.serve.queue import CALLS, Backend, Options
 from components.stage import StageError
 from flows import commands
 
@@ -198,7 +198,8 @@ class _Service:
         """
         cores = os.cpu_count() or 1
         model = f"models:/{self.registry.name}/{version}"
-        servers = [_Server(model, max(1, cores // self.workers), self.settings.answer_s) for _ in range(self.workers)]
+        threads = max(1, cores // (self.workers * CALLS))  # more of them cost a small network a third of its time
+        servers = [_Server(model, threads, self.settings.answer_s) for _ in range(self.workers)]
         try:
             await asyncio.gather(*(self._started(server, version) for server in servers))
         except BaseException:
@@ -367,7 +368,7 @@ def _picture() -> str:
 
 
 def _threads(n: int) -> dict[str, str]:
-    """As many threads for each server as leave a core for the others."""
+    """As many threads for each server; what the environment says goes first."""
     return {name: os.environ.get(name, str(n)) for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")}
 
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 _IMAGES, _BYTES = 32, 8 * 2**20  # in one call, at most; a single image may be larger
 _BUCKETS = (1, 2, 4, 8, 16, 32)
-_CALLS = 2  # at once to one server, so that one is decoded while the other is in the network
+CALLS = 2  # at once to one server, so that one is decoded while the other is in the network
 
 
 class Refused(Exception):
@@ -133,7 +133,7 @@ class Queue:
             raise Refused(503, "the model is still being loaded", 5)
         jobs = [self._job(part, options) for part in _parts(images)]
         # A large request has but a few of its parts in the line, so that small ones don't wait for all of it.
-        line = asyncio.Semaphore(_CALLS * len(self.backends))
+        line = asyncio.Semaphore(CALLS * len(self.backends))
 
         async def wait(job: _Job) -> list[dict[str, Any]]:
             async with line:
@@ -165,7 +165,7 @@ class Queue:
     def _pump(self) -> None:
         self._pump_soon = None
         while self._jobs:
-            free = [backend for backend in self.backends if backend.url and backend.calls < _CALLS]
+            free = [backend for backend in self.backends if backend.url and backend.calls < CALLS]
             if not free:
                 return
             jobs = self._take()
