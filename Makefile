@@ -7,8 +7,9 @@ BIN := .venv/bin
 run: .venv/.ready
 	$(BIN)/trueframe run
 
+# SLOW=1 adds the tests that take minutes: whole set-ups, and what happens when machines fail.
 test: .venv/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(if $(SLOW),--slow)
 
 lint: .venv/.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

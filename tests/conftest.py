@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,19 @@ from components.ingest import ingest
 from components.params import Ingest, Source
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run those that take minutes too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes minutes, unless it is asked for, or named."""
+    named = any("::" in argument for argument in config.args)
+    if not (config.getoption("--slow") or named):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes minutes: `make test SLOW=1` runs it"))
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +84,20 @@ def jpeg() -> Callable[..., bytes]:
 @pytest.fixture(scope="session")
 def write_files() -> Callable[..., Path]:
     return write_tree
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium: that of `CHROMIUM`, of the PATH, or playwright's own."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    with playwright.sync_playwright() as running:
+        try:
+            started = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no browser is here: {str(error).splitlines()[0]}")
+        yield started
+        started.close()
 
 
 @pytest.fixture

@@ -5,7 +5,10 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from harness import Project
+
+pytestmark = pytest.mark.slow
 
 FOLDER = Path("artifacts/generalisation/small")
 

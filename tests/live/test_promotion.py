@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import ROOT, Project, free_port, stop
@@ -14,7 +15,6 @@ from harness import ROOT, Project, free_port, stop
 from components.register.registry import Registry, line
 
 DOCS = ROOT / "docs/registry.md"
-CHROMIUM = Path("/usr/bin/chromium")
 
 
 @pytest.fixture(autouse=True)
@@ -132,36 +132,33 @@ def told(log: Path, n: int) -> dict:
     raise AssertionError(f"{len(lines)} of {n} deliveries came:\n{log.read_text()}")
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
-def test_promotion_in_the_mlflow_ui(mlflow_server: str, tmp_path: Path) -> None:
+def test_promotion_in_the_mlflow_ui(mlflow_server: str, browser: Any, tmp_path: Path) -> None:
     """By hand in a browser; the history knows of it, and a rollback takes it back."""
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
     registry = made("clicked", 2)
     registry.promote("1")
     registry.challenge("2")
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 720})
-        page.set_default_timeout(120_000)
-        expect.set_options(timeout=120_000)
-        page.goto(f"{mlflow_server}/#/models/clicked")
-        rows = [page.get_by_role("row").filter(has_text=f"Version {number}") for number in (1, 2)]
-        rows[1].locator("button[data-component-id*=aliases]").click()
-        dialog = page.get_by_role("dialog")
-        dialog.locator("input").fill("champion")
-        page.keyboard.press("Enter")
-        page.screenshot(path=tmp_path / "promotion.png")
-        dialog.get_by_role("button", name="Save aliases").click()
-        expect(dialog).to_be_hidden()
-        page.reload()  # the page shows its own change at the next look only
-        expect(rows[1].get_by_title("champion")).to_be_visible()
-        expect(rows[0].get_by_title("champion")).to_have_count(0)
+    page = browser.new_page(viewport={"width": 1280, "height": 720})
+    page.set_default_timeout(120_000)
+    expect.set_options(timeout=120_000)
+    page.goto(f"{mlflow_server}/#/models/clicked")
+    rows = [page.get_by_role("row").filter(has_text=f"Version {number}") for number in (1, 2)]
+    rows[1].locator("button[data-component-id*=aliases]").click()
+    dialog = page.get_by_role("dialog")
+    dialog.locator("input").fill("champion")
+    page.keyboard.press("Enter")
+    page.screenshot(path=tmp_path / "promotion.png")
+    dialog.get_by_role("button", name="Save aliases").click()
+    expect(dialog).to_be_hidden()
+    page.reload()  # the page shows its own change at the next look only
+    expect(rows[1].get_by_title("champion")).to_be_visible()
+    expect(rows[0].get_by_title("champion")).to_have_count(0)
 
-        assert registry.alias("champion").number == "2"
-        assert [(e.version, e.how) for e in registry.history()] == [("1", "promoted"), ("2", "found")]
-        assert registry.rollback() == "1"
-        page.reload()
-        expect(rows[0].get_by_title("champion")).to_be_visible()
-        expect(rows[1].get_by_title("champion")).to_have_count(0)
-        browser.close()
+    assert registry.alias("champion").number == "2"
+    assert [(e.version, e.how) for e in registry.history()] == [("1", "promoted"), ("2", "found")]
+    assert registry.rollback() == "1"
+    page.reload()
+    expect(rows[0].get_by_title("champion")).to_be_visible()
+    expect(rows[1].get_by_title("champion")).to_have_count(0)
+    page.close()

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from harness import Project, clone
 
+pytestmark = pytest.mark.slow
+
 GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
 
 

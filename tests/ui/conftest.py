@@ -1,8 +1,6 @@
 """A small detector, a page on a port, a browser."""
 
 import json
-import os
-import shutil
 import socket
 import threading
 import time
@@ -56,20 +54,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Files:
     Familiarity(np.ones(16), np.zeros((2, 16)), np.eye(16), np.ones(16), np.full(2, np.inf)).save(files.familiar)
     files.card.write_text(CARD)
     return files
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Chromium: that of `CHROMIUM`, of the PATH, or playwright's own."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    with playwright.sync_playwright() as running:
-        try:
-            started = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        except playwright.Error as error:
-            pytest.skip(f"no browser is here: {str(error).splitlines()[0]}")
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="session")
