@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -207,6 +208,37 @@ class Serving:
     def family(self) -> list[int]:
         """The processes that it started, and theirs."""
         return descendants(self.process.pid)
+
+
+class Load:
+    """Clients that ask all the time."""
+
+    def __init__(self, server: Serving, clients: int = 3) -> None:
+        self.server, self.stopped = server, threading.Event()
+        self.versions: list[str] = []
+        self.failures: list[str] = []
+        self.threads = [threading.Thread(target=self.ask) for _ in range(clients)]
+
+    def ask(self) -> None:
+        body = {"dataframe_records": [{"image": encoded(picture(1))}]}
+        with requests.Session() as session:
+            while not self.stopped.is_set():
+                try:
+                    answer = session.post(f"{self.server.url}/invocations", json=body, timeout=60)
+                    self.versions.append(answer.json()["predictions"][0]["model_version"])
+                except Exception as error:
+                    self.failures.append(f"{type(error).__name__} {error}")
+                time.sleep(0.02)
+
+    def __enter__(self) -> "Load":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        for thread in self.threads:
+            thread.join()
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import served
+import yaml
 from harness import ROOT, Project, free_port, stop
 
 from components.register.registry import Registry, line
@@ -132,33 +134,57 @@ def told(log: Path, n: int) -> dict:
     raise AssertionError(f"{len(lines)} of {n} deliveries came:\n{log.read_text()}")
 
 
+def packed(name: str, model: Path) -> None:
+    """A new version whose files are on the server."""
+    import mlflow
+
+    with mlflow.start_run() as run:
+        mlflow.log_artifacts(str(model), "model")
+    client = Registry(name).client
+    client.create_model_version(name, f"{run.info.artifact_uri}/model", run.info.run_id)
+
+
 def test_promotion_in_the_mlflow_ui(mlflow_server: str, browser: Any, tmp_path: Path) -> None:
-    """By hand in a browser; the history knows of it, and a rollback takes it back."""
+    """By hand in a browser: the server that follows answers with the new version, and with the old one after a
+    rollback, while callers ask all the time and none is turned away; the history knows of both."""
     from playwright.sync_api import expect
 
-    registry = made("clicked", 2)
+    registry = made("clicked", 0)
+    for version in ("1", "2"):
+        packed("clicked", served.light(tmp_path / version))
     registry.promote("1")
     registry.challenge("2")
+    home = served.project(tmp_path / "project", poll_s=0.5, answer_s=served.PATIENCE)
+    params = yaml.safe_load((home.root / "params.yaml").read_text())
+    (home.root / "params.yaml").write_text(yaml.safe_dump({**params, "register": {"model": "clicked"}}))
     page = browser.new_page(viewport={"width": 1280, "height": 720})
     page.set_default_timeout(120_000)
     expect.set_options(timeout=120_000)
     page.goto(f"{mlflow_server}/#/models/clicked")
     rows = [page.get_by_role("row").filter(has_text=f"Version {number}") for number in (1, 2)]
-    rows[1].locator("button[data-component-id*=aliases]").click()
-    dialog = page.get_by_role("dialog")
-    dialog.locator("input").fill("champion")
-    page.keyboard.press("Enter")
-    page.screenshot(path=tmp_path / "promotion.png")
-    dialog.get_by_role("button", name="Save aliases").click()
-    expect(dialog).to_be_hidden()
-    page.reload()  # the page shows its own change at the next look only
-    expect(rows[1].get_by_title("champion")).to_be_visible()
-    expect(rows[0].get_by_title("champion")).to_have_count(0)
+    with (
+        served.serve(home, "--follow", "--workers", "2", MLFLOW_TRACKING_URI=mlflow_server) as server,
+        served.Load(server) as load,
+    ):
+        server.wait(lambda: load.versions[-1:] == ["1"])
+        rows[1].locator("button[data-component-id*=aliases]").click()
+        dialog = page.get_by_role("dialog")
+        dialog.locator("input").fill("champion")
+        page.keyboard.press("Enter")
+        page.screenshot(path=tmp_path / "promotion.png")
+        dialog.get_by_role("button", name="Save aliases").click()
+        expect(dialog).to_be_hidden()
+        page.reload()  # the page shows its own change at the next look only
+        expect(rows[1].get_by_title("champion")).to_be_visible()
+        expect(rows[0].get_by_title("champion")).to_have_count(0)
+        server.wait(lambda: load.versions[-1:] == ["2"])
 
-    assert registry.alias("champion").number == "2"
-    assert [(e.version, e.how) for e in registry.history()] == [("1", "promoted"), ("2", "found")]
-    assert registry.rollback() == "1"
-    page.reload()
-    expect(rows[0].get_by_title("champion")).to_be_visible()
-    expect(rows[1].get_by_title("champion")).to_have_count(0)
+        assert registry.alias("champion").number == "2"
+        assert [(e.version, e.how) for e in registry.history()] == [("1", "promoted"), ("2", "found")]
+        assert registry.rollback() == "1"
+        page.reload()
+        expect(rows[0].get_by_title("champion")).to_be_visible()
+        expect(rows[1].get_by_title("champion")).to_have_count(0)
+        server.wait(lambda: load.versions[-1:] == ["1"])
     page.close()
+    assert load.failures == [] and set(load.versions) == {"1", "2"}

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 import served
-from served import Registered, Serving
+from served import Load, Registered, Serving
 
 README = Path(__file__).parents[2] / "README.md"
 KEY = "a-key"
@@ -37,37 +36,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Registered:
 def server(home: Registered) -> Iterator[Serving]:
     with served.serve(home, "--follow") as serving:
         yield serving
-
-
-class Load:
-    """Clients that ask all the time."""
-
-    def __init__(self, server: Serving, clients: int = 3) -> None:
-        self.server, self.stopped = server, threading.Event()
-        self.versions: list[str] = []
-        self.failures: list[str] = []
-        self.threads = [threading.Thread(target=self.ask) for _ in range(clients)]
-
-    def ask(self) -> None:
-        body = {"dataframe_records": [{"image": served.encoded(served.picture(1))}]}
-        with requests.Session() as session:
-            while not self.stopped.is_set():
-                try:
-                    answer = session.post(f"{self.server.url}/invocations", json=body, timeout=60)
-                    self.versions.append(answer.json()["predictions"][0]["model_version"])
-                except Exception as error:
-                    self.failures.append(f"{type(error).__name__} {error}")
-                time.sleep(0.02)
-
-    def __enter__(self) -> "Load":
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stopped.set()
-        for thread in self.threads:
-            thread.join()
 
 
 def test_it_answers_and_says_so(server: Serving) -> None:
