@@ -188,7 +188,7 @@ async def _table(servers: dict[str, Server], seconds: float, requests: int) -> s
 
 
 async def soak(server: Server, minutes: float, seconds: float) -> str:
-    """At 80 % of the peak: errors, and by how much memory grows from the first fifth on."""
+    """32 clients at 80 % of the peak: errors, and by how much memory grows from the first fifth on."""
     body = _body(_jpeg(0))
     async with _client() as client:
         peak = (await _closed(client, server, body, 32, seconds)).rate
@@ -201,14 +201,14 @@ async def soak(server: Server, minutes: float, seconds: float) -> str:
                 await asyncio.sleep(min(10, minutes * 60 / 30))
 
         watching = asyncio.create_task(watch())
-        heard = await _open(server, body, 0.8 * peak, minutes * 60)
+        heard = await _open(server, body, 0.8 * peak, minutes * 60, 32)
         await watching
     warm = memory[len(memory) // 5 :]
     slope = float(np.polyfit(np.arange(len(warm)), warm, 1)[0]) * len(warm)
     wrong = {status: n for status, n in heard.statuses.items() if status != 200}
     return (
-        f"soak of {minutes:g} min at {0.8 * peak:.0f} requests/s (peak {peak:.0f}): {heard.statuses[200]:,} answers, "
-        f"others {wrong or 'none'}; median {_ms(heard.times)} ms; "
+        f"soak of {minutes:g} min by 32 clients at {0.8 * peak:.0f} requests/s (peak {peak:.0f}): "
+        f"{heard.statuses[200]:,} answers, others {wrong or 'none'}; median {_ms(heard.times)} ms; "
         f"memory {warm[0]:.0f} MiB, {slope / warm[0]:+.1%} over it\n"
     )
 
@@ -312,24 +312,27 @@ async def _closed(client: aiohttp.ClientSession, server: Server, body: bytes, cl
     return heard
 
 
-async def _open(server: Server, body: bytes, rate: float, seconds: float) -> Heard:
-    """Requests that come whether the ones before are answered or not, at random with this mean rate."""
+async def _open(server: Server, body: bytes, rate: float, seconds: float, clients: int = 10**6) -> Heard:
+    """Requests at random times with this mean rate, whether the ones before are answered or not; times run from when
+    a request was due, be it that all clients were waiting for answers then."""
     host, port = server.url.removeprefix("http://").split(":")
     head = f"POST /invocations HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     heard, began, asked, chance = Heard(), time.perf_counter(), set(), random.Random(0)
     due = began
     idle: list[_Caller] = []
+    free = asyncio.Semaphore(clients)
 
     async def one() -> None:
         before = time.perf_counter()
-        caller = idle.pop() if idle else _Caller()
-        try:
-            status = await asyncio.wait_for(caller.ask(host, int(port), request), 120)
-        except (OSError, TimeoutError):
-            status = 0
-        if status and not caller.is_closed:
-            idle.append(caller)
+        async with free:
+            caller = idle.pop() if idle else _Caller()
+            try:
+                status = await asyncio.wait_for(caller.ask(host, int(port), request), 120)
+            except (OSError, TimeoutError):
+                status = 0
+            if status and not caller.is_closed:
+                idle.append(caller)
         _note(heard, status, time.perf_counter() - before)
 
     while (now := time.perf_counter()) - began < seconds:

@@ -285,7 +285,7 @@ class Serve(Section):
 
     max_body_mb: int = Field(64, ge=1, description="MiB of a request's body, at most")
     max_images: int = Field(256, ge=1, description="images in a request, at most")
-    max_requests: int = Field(32, ge=1, description="that are answered at once; more are turned away with 503")
+    max_requests: int = Field(64, ge=1, description="that are answered at once; more are turned away with 503")
     rate: int | None = Field(
         None, ge=1, description="images a minute for each API key, or address where none is needed"
     )
