@@ -10,7 +10,8 @@ from PIL import Image
 
 from components import images, networks
 
-_BLOCK = 256
+_BLOCK = 256  # images in one call, at most
+_BLOCK_PIXELS = 2**21  # and pixels, for what the layers of a large view hold of each
 _WIDEST = 8192  # features, for what a distance among them costs
 
 
@@ -55,8 +56,9 @@ class Scorer:
             return logits.reshape(n, crops).mean(1), features.reshape(n, crops, features.shape[1]).mean(1)
         if not len(pixels):
             return np.empty(0, np.float32), np.empty((0, self._width), np.float32)
+        block = max(1, min(_BLOCK, _BLOCK_PIXELS // self.side**2))
         blocks = [
-            self._call(np.ascontiguousarray(pixels[start : start + _BLOCK])) for start in range(0, len(pixels), _BLOCK)
+            self._call(np.ascontiguousarray(pixels[start : start + block])) for start in range(0, len(pixels), block)
         ]
         logits, features = (np.concatenate(parts).astype(np.float32) for parts in zip(*blocks, strict=True))
         return logits[:, 0], features[:, : self._width]
