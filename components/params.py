@@ -3,6 +3,7 @@
 import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -78,6 +79,9 @@ class Ingest(Section):
     sample: Sample = Sample()
     shard_images: int = Field(4096, ge=1, description="images in a shard, at most")
     max_file_mb: int = Field(100, ge=1, description="larger files are rejected")
+    regression: Share = Field(
+        0.5, description="share of the reported mistakes that are proof and never trained on; the rest is trained on"
+    )
 
 
 class Validate(Section):
@@ -259,6 +263,9 @@ class Gate(Section):
     calibration: Share = Field(0.02, description="by how much the expected calibration error may grow")
     size: float = Field(4.0, gt=0, description="times as large as the champion's networks, at most")
     latency: float = Field(3.0, gt=0, description="times as long for one image, at most")
+    regression: Share = Field(
+        0.02, description="of the reported mistakes that the champion gets right, the share that may be wrong again"
+    )
     bootstrap: int = Field(1000, ge=100, description="resamples")
     degraded_images: int = Field(
         200, ge=0, description="test images that the champion has scored under every degradation, or scores now"
@@ -305,6 +312,15 @@ class Params(Section):
     register_: Register = Field(Register(), alias="register")
     tune: Tune = Tune()
     serve: Serve = Serve()
+
+    @model_validator(mode="after")
+    def _no_password(self) -> Self:
+        if self.tune.storage and urlsplit(self.tune.storage).password:
+            raise ValueError(
+                "tune.storage holds a password, and these settings are kept with every version; leave it out and set "
+                "PGPASSWORD, or write ~/.pgpass"
+            )
+        return self
 
     @model_validator(mode="after")
     def _views_exist(self) -> Self:

@@ -18,6 +18,8 @@ from components.stage import StageError, replace
 
 LABELS = ("real", "ai")
 SPLITS = ("train", "validation", "test")
+REPORTED, REGRESSION = "reported", "regression"
+"""The splits of what users reported: to learn from, and proof that is never learnt from (see docs/feedback.md)."""
 REJECTED = "rejected.parquet"
 ABOUT = "about.parquet"
 ABOUT_COLUMNS = ("pair", "page", "licence")

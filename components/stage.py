@@ -34,6 +34,28 @@ def main(stage: Callable[[], None]) -> None:
         if error.errno is None:
             raise
         fail(describe(error))
+    except Exception as error:
+        if not (reason := refused(error)):
+            raise
+        fail(reason)
+
+
+def refused(error: Exception) -> str | None:
+    """Of an error that says that the MLflow server doesn't let this user do something, the reason and the way out."""
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    match getattr(error, "error_code", None):
+        case "PERMISSION_DENIED":
+            return (
+                f"the MLflow server doesn't allow it to {user or 'this user'}; who administers it can give the "
+                "permission (EDIT on the registered model and on the experiment)"
+            )
+        case "UNAUTHENTICATED" | "CUSTOMER_UNAUTHORIZED":
+            return (
+                f"the MLflow server doesn't know {user or 'who asks'}, or the password is another; set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        case _:
+            return None
 
 
 def fail(message: str, code: int = 1) -> None:

@@ -9,10 +9,11 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
-from components.stage import StageError
+from components.stage import StageError, refused
 
 EXPERIMENT = "trueframe"
 _CODE = ("components", "dvc.yaml")
@@ -44,11 +45,22 @@ def connect() -> Any:
         else:
             mlflow.set_experiment(EXPERIMENT)
     except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        if denied := refused(error):
+            raise StageError(f"the MLflow store {shown(uri)} can't be used: {denied}") from None
+        reason = str(error).splitlines()[0].replace(uri, shown(uri))
         raise StageError(
-            f"the MLflow store {uri} can't be used ({reason}); start it, or correct MLFLOW_TRACKING_URI"
+            f"the MLflow store {shown(uri)} can't be used ({reason}); start it, or correct MLFLOW_TRACKING_URI"
         ) from None
     return mlflow
+
+
+def shown(uri: str) -> str:
+    """An address as it may be printed: without the password, if one is in it."""
+    try:
+        password = urlsplit(uri).password
+    except ValueError:
+        return uri
+    return uri.replace(f":{password}@", ":…@") if password else uri
 
 
 def begun() -> bool:

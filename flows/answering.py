@@ -1,6 +1,9 @@
 """Which detector answers: the champion, another version, or the reference until there is one."""
 
+import atexit
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,6 @@ from components.params import load
 from components.serve import files, reference
 from components.serve.files import Files
 from components.serve.reference import VERSION as REFERENCE
-from components.stage import StageError
 
 
 def version(asked: str | None) -> str:
@@ -40,20 +42,15 @@ def found(number: str) -> list[Files]:
     """A version's files; of the reference one for each range of sizes.
 
     Raises:
-        StageError: there is no such version, or its files are gone.
+        StageError: there is no such version, or its files are gone or others than those that were registered.
     """
     if number == REFERENCE:
         return files.references()
     from components.register.registry import Registry
 
-    registry = Registry(load().register_.model)
-    if number not in {v.number for v in registry.versions()}:
-        raise StageError(f"{registry.name} has no version {number}; `trueframe models` lists those there are")
-    try:
-        return [Files.logged(Path(registry.mlflow.artifacts.download_artifacts(f"models:/{registry.name}/{number}")))]
-    except (registry.mlflow.exceptions.MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise StageError(f"{registry.name} version {number}: its artifacts are gone or damaged ({reason})") from None
+    folder = Path(tempfile.mkdtemp(prefix="trueframe-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return [Files.logged(Registry(load().register_.model).fetch(number, folder))]
 
 
 def detector(number: str) -> Any:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from components.stage import StageError, describe, fail
+from components.stage import StageError, describe, fail, refused
 
 app = typer.Typer(
     help="Keeps a detector of AI-generated images up to date.",
@@ -300,6 +300,33 @@ def export(
 
 
 @app.command()
+def review(
+    decision: Annotated[
+        Literal["accept", "relabel", "reject", "reopen"] | None,
+        typer.Argument(help="relabel accepts with the other label, reopen puts a report back; lists them if left out"),
+    ] = None,
+    reports: Annotated[list[str] | None, typer.Argument(help="their names, or how these begin")] = None,
+    feedback: Annotated[Path, typer.Option(help="folder of corrections")] = Path("feedback"),
+    remark: Annotated[str, typer.Option(help="is kept with the decision")] = "",
+) -> None:
+    """The corrections that wait for a decision; only accepted ones become data."""
+    from flows import reviewing
+
+    folder = _from_start(feedback)
+    if decision:
+        for name in reports or []:
+            print(reviewing.decide(folder, name, decision, remark))
+        return
+    rows = reviewing.waiting(folder)
+    if rows:
+        table = Table("report", "when (UTC)", "said to be", "verdict", "p(ai)", "version", "note", "picture")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    print(f"{len(rows):,} reports wait; `trueframe review accept REPORT`, or `relabel` or `reject`, decides")
+
+
+@app.command()
 def models(history: Annotated[bool, typer.Option(help="who was the champion when, and why")] = False) -> None:
     """Versions, aliases, scores, and what the gate said."""
     from datetime import datetime
@@ -395,6 +422,10 @@ def _one_line() -> Iterator[None]:
         if error.errno is None:
             raise
         fail(describe(error))
+    except Exception as error:
+        if not (reason := refused(error)):
+            raise
+        fail(reason)
 
 
 def _root() -> Path:

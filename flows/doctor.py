@@ -69,7 +69,7 @@ def _data() -> str:
 
 def _mlflow() -> str:
     mlflow = tracking.connect()
-    return f"store {mlflow.get_tracking_uri()} answers"
+    return f"store {tracking.shown(mlflow.get_tracking_uri())} answers"
 
 
 def _prefect() -> str:
@@ -83,8 +83,10 @@ def _prefect() -> str:
     try:
         urllib.request.urlopen(f"{url}/health", timeout=5).close()
     except OSError as error:
-        raise StageError(f"server {url} doesn't answer ({error}); start it with `prefect server start`") from None
-    return f"server {url} answers"
+        raise StageError(
+            f"server {tracking.shown(url)} doesn't answer ({error}); start it with `prefect server start`"
+        ) from None
+    return f"server {tracking.shown(url)} answers"
 
 
 def _remote() -> str:

@@ -7,13 +7,16 @@ import ctypes
 import io
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import aiohttp
 import uvicorn
@@ -72,11 +75,14 @@ class _Server:
     """One `mlflow models serve`, started anew whenever it ends.
 
     Attributes:
+        model: its name in the registry.
+        files: its files, which were checked.
         backend: how the gateway knows it.
         said: its last lines, for the reason why it ended.
     """
 
     model: str
+    files: Path
     threads: int
     seconds: float
     backend: Backend = field(default_factory=Backend)
@@ -96,7 +102,18 @@ class _Server:
             self.port = int(probe.getsockname()[1])
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--timeout", str(round(self.seconds))]
         self.process = await asyncio.create_subprocess_exec(
-            *[sys.executable, "-m", "mlflow", "models", "serve", "-m", self.model, "--env-manager", "local", *where],
+            *[
+                sys.executable,
+                "-m",
+                "mlflow",
+                "models",
+                "serve",
+                "-m",
+                str(self.files),
+                "--env-manager",
+                "local",
+                *where,
+            ],
             env=commands.environment() | _quiet() | _threads(self.threads),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -196,10 +213,18 @@ class _Service:
         Raises:
             StageError: it can't be loaded; the servers before go on.
         """
-        cores = os.cpu_count() or 1
+        threads = max(1, (os.cpu_count() or 1) // self.workers)
         model = f"models:/{self.registry.name}/{version}"
         threads = max(1, cores // (self.workers * CALLS))  # more of them cost a small network a third of its time
-        servers = [_Server(model, threads, self.settings.answer_s) for _ in range(self.workers)]
+        folder = Path(tempfile.mkdtemp(prefix="trueframe-serve-"))  # a model server that ends needs no registry again
+        try:
+            files = await asyncio.to_thread(self.registry.fetch, version, folder)
+        except BaseException as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, StageError):
+                raise StageError(f"{model} can't be served: {error}") from None
+            raise
+        servers = [_Server(model, files, threads, self.settings.answer_s) for _ in range(self.workers)]
         try:
             await asyncio.gather(*(self._started(server, version) for server in servers))
         except BaseException:
@@ -333,6 +358,8 @@ async def _end(servers: list[_Server]) -> None:
     for server in servers:
         server.wanted = False
     await asyncio.gather(*(server.stop() for server in servers))
+    for server in servers:
+        shutil.rmtree(server.files, ignore_errors=True)
 
 
 class _Http(uvicorn.Server):

@@ -8,17 +8,24 @@ from typing import Any
 
 from PIL import Image
 
-from components.serve import page
+from components.serve import access, page
 from components.serve.page import Limits
 from components.serve.page.about import About
 from components.stage import StageError
 from flows import answering, links
 
 FEEDBACK = Path("feedback")
+_CONNECTIONS = 1000
+KEYS = "TRUEFRAME_REVIEW_KEYS"
 
 
 def application(
-    version: str | None = None, *, feedback: Path | None = None, trusted: bool = False, limits: Limits | None = None
+    version: str | None = None,
+    *,
+    feedback: Path | None = None,
+    trusted: bool = False,
+    reviewers: Any = None,
+    limits: Limits | None = None,
 ) -> Any:
     """The page as an ASGI application, with the detector loaded.
 
@@ -26,20 +33,44 @@ def application(
         version: that answers; the champion where none is named, or the reference detector until there is one.
         feedback: folder for corrections; null offers none.
         trusted: whether corrections are accepted as they come.
+        reviewers: decide on those that aren't (see `reviewers`).
         limits: for visitors.
     """
     number = answering.version(version)
     about = About.of(answering.name(number), answering.found(number))
     detector = answering.detector(number)
     warm(detector)
-    return page.build(detector, about, links.fetch, feedback=feedback, trusted=trusted, limits=limits or Limits())
+    return page.build(
+        detector,
+        about,
+        links.fetch,
+        feedback=feedback,
+        trusted=trusted,
+        reviewers=reviewers,
+        limits=limits or Limits(),
+    )
+
+
+def reviewers() -> Any:
+    """Those whose keys `TRUEFRAME_REVIEW_KEYS`, or the file `TRUEFRAME_REVIEW_KEYS_FILE`, names; null for nobody.
+
+    Raises:
+        StageError: the file can't be read, there is no key in it, or one is too short.
+    """
+    keys = access.keys(KEYS)
+    if not keys:
+        return None
+    from components.serve.page.reviewers import Reviewers
+
+    return Reviewers(keys)
 
 
 def serve(version: str | None, host: str, port: int, feedback: Path | None, limits: Limits) -> None:
     """Serve the page until interrupted.
 
     On an address that only this machine reaches, corrections are offered without being asked for, and accepted as
-    they come: whoever is there owns the data. In public they are offered where a folder is named, and wait.
+    they come: whoever is there owns the data. In public they are offered where a folder is named, and wait; so they do
+    wherever there are reviewers, since a proxy may stand before an address of this machine.
 
     Raises:
         StageError: the port is taken.
@@ -47,15 +78,19 @@ def serve(version: str | None, host: str, port: int, feedback: Path | None, limi
     with socket.socket() as probe:
         if probe.connect_ex((host, port)) == 0:
             raise StageError(f"port {port} is taken; choose another one with --port")
-    own = _is_own(host)
+    own, people = _is_own(host), reviewers()
     folder = feedback or (FEEDBACK if own else None)
-    app = application(version, feedback=folder, trusted=own, limits=limits)
+    if people and not folder:
+        raise StageError(f"{KEYS} names who reviews, but there is nothing to review; name a folder with --feedback")
+    app = application(version, feedback=folder, trusted=own and not people, reviewers=people, limits=limits)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         print(
             f"corrections go to {folder}/; `trueframe ingest reports --from feedback:{folder}` makes every "
             "`trueframe run` take them in"
         )
+    if people:
+        print(f"those with a key review at http://{host}:{port}/review")
     print(f"the page is ready at http://{host}:{port}", flush=True)
     run(app, host, port)
 
@@ -64,7 +99,15 @@ def run(app: Any, host: str, port: int) -> None:
     """Run an application until interrupted."""
     import uvicorn
 
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=3,
+    )
 
 
 def warm(detector: Any) -> None:

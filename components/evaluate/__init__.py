@@ -55,7 +55,7 @@ def evaluate(
     from components.networks.inference import Ensemble, Member, Scorer
 
     everything = pd.read_parquet(index_path)
-    index = everything[everything["split"].isin(["validation", "test"])].reset_index(drop=True)
+    index = everything[everything["split"].isin(["validation", "test", shards.REGRESSION])].reset_index(drop=True)
     equalise = json.loads((arrays / "made.json").read_text())["equalise"]
     labels = (index["label"] == "ai").to_numpy()
     held, test = (index["split"] == "validation").to_numpy(), (index["split"] == "test").to_numpy()
@@ -74,6 +74,7 @@ def evaluate(
     p = decision.probabilities(logits)
     result = _judge(index[test], labels[test], p[test], decision, settings)
     result["n_validation"], result["n_left_out"] = int(held.sum()), int(everything["split"].isna().sum())
+    result["regression"] = _regression(index, labels, p, decision)
     after = _after_degradation(index[test], decision, settings, degraded)
     result["robustness"] = _robustness(after, decision, settings)
 
@@ -168,6 +169,13 @@ def _judge(
         "by_source": {str(s): summary((rows["source"] == s).to_numpy()) for s in sorted(rows["source"].unique())},
         "by_generator": {g: summary(which.to_numpy()) for g, which in against.items()},
     }
+
+
+def _regression(rows: pd.DataFrame, labels: np.ndarray, p: np.ndarray, decision: decisions.Decision) -> dict[str, Any]:
+    """How many reported mistakes that were never trained on come out right, and the sha256 of those that don't."""
+    proof = (rows["split"] == shards.REGRESSION).to_numpy()
+    wrong = proof & ((p >= decision.threshold) != labels)
+    return {"n": int(proof.sum()), "right": int((proof & ~wrong).sum()), "wrong": rows.loc[wrong, "sha256"].tolist()}
 
 
 def _after_degradation(

@@ -31,7 +31,7 @@ def groups(index: pd.DataFrame, by: By) -> list[str]:
     Raises:
         StageError: there is one group only, so nothing would remain.
     """
-    found = sorted(index.loc[index["split"].notna(), by].dropna().unique())
+    found = sorted(index.loc[index["split"].isin(shards.SPLITS), by].dropna().unique())
     if len(found) < 2:
         raise StageError(
             f"the images come from {len(found)} {by}, and leaving it out would leave nothing to train on; ingest "
@@ -58,7 +58,7 @@ def fold(index: pd.DataFrame, by: By, group: str) -> pd.DataFrame:
     Raises:
         TooFew: a split lacks a class.
     """
-    index = index[index["split"].notna()]
+    index = index[index["split"].isin(shards.SPLITS)]
     inside = index[by] == group
     rest = index[~inside]
     learning, held = rest[rest["split"] != "test"], rest[rest["split"] == "test"]

@@ -105,6 +105,11 @@ def _findings(metrics: dict[str, Any]) -> Iterable[str]:
         hardest = min(found, key=lambda g: found[g])
         yield f"The generator that it misses most is {escape(hardest)}: {found[hardest]:.1%} of its images are found."
     yield f"When it says 80 %, it means it to within {metrics['ece']:.1%} on average (calibration error)."
+    if metrics["regression"]["n"]:
+        yield (
+            f"Of {metrics['regression']['n']:,} mistakes that users reported and that it never trained on, it gets "
+            f"{metrics['regression']['right']:,} right."
+        )
     if metrics["n_left_out"]:
         yield (
             f"{metrics['n_left_out']:,} images of the published test and validation sets copy a training image; they "

@@ -13,6 +13,15 @@ from typing import IO, Any
 from components import images
 from components.stage import StageError
 
+_TABLE = 256 * 2**20  # bytes of a table beside the images
+_DESCRIBING = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_DESCRIPTION = 2**20  # bytes of what a tar says of a member, such as its long name
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 
 
@@ -52,11 +61,12 @@ def member(path: Path, name: str) -> bytes | None:
     try:
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:
-                return next((archive.read(n) for n in archive.namelist() if _ends(n, name)), None)
-        with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+                found_ = next((info for info in archive.infolist() if _ends(info.filename, name)), None)
+                return _unpacked(path, archive, found_) if found_ and _fits(path, name, found_.file_size) else None
+        with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as tar:
             for entry in tar:
                 file = tar.extractfile(entry) if entry.isfile() and _ends(entry.name, name) else None
-                if file:
+                if file and _fits(path, name, entry.size):
                     return file.read()
         return None
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
@@ -85,14 +95,15 @@ def _zip(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
                     continue
                 if member.flag_bits & 1:
                     raise StageError(f"{path}: encrypted; unpack it and ingest the folder")
-                yield member.filename, None if member.file_size > max_bytes else archive.read(member)
+                too_large = member.file_size > max_bytes
+                yield member.filename, None if too_large else _unpacked(path, archive, member)
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
         raise _damaged(path, error) from None
 
 
 def _tar(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
     try:
-        with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
             for member in archive:
                 _refuse(path, member.name, link=member.issym() or member.islnk())
                 if not member.isfile() or not wanted(member.name):
@@ -116,6 +127,31 @@ def _tar(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
         if error.errno is not None:
             raise
         raise _damaged(path, error) from None
+
+
+class _Member(tarfile.TarInfo):
+    """A tar's member. What only describes another one is read whole into memory, so it may not be large."""
+
+    def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _DESCRIBING and self.size > _DESCRIPTION:
+            raise tarfile.ReadError(f"a description of {self.size:,} bytes")
+        return super()._proc_member(tarfile_)  # type: ignore[misc, no-any-return]
+
+
+def _unpacked(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A file of a zip, and no byte more than it says that it has, whatever its data unpack to."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise StageError(
+            f"{path}: {member.filename!r} is packed in a way whose memory has no bound; unpack it and ingest the folder"
+        )
+    with archive.open(member) as file:
+        return file.read(member.file_size)
+
+
+def _fits(path: Path, name: str, size: int) -> bool:
+    if size > _TABLE:
+        raise StageError(f"{path}: {name} has {size:,} bytes; a table may have {_TABLE:,}")
+    return True
 
 
 def _decompressed(path: Path) -> IO[bytes]:

@@ -138,10 +138,10 @@ def names() -> list[str]:
 
 
 def load(path: Path) -> Any:
-    """A saved network, not compiled."""
+    """A saved network, not compiled. A file that holds code of its own is refused (Keras' safe mode)."""
     keras = load_keras()
     import_module(f"{__name__}.layers")
-    return keras.models.load_model(path, compile=False)
+    return keras.models.load_model(path, compile=False, safe_mode=True)
 
 
 def load_keras() -> Any:

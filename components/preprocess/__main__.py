@@ -5,7 +5,7 @@ from pathlib import Path
 
 from components import params, stage
 from components.preprocess import preprocess
-from components.shards import SPLITS
+from components.shards import REGRESSION, SPLITS
 
 
 def run() -> None:
@@ -23,12 +23,13 @@ def run() -> None:
     left_out = int(index["split"].isna().sum())
     if left_out:
         print(
-            f"{left_out:,} published validation and test images copy a training image and are left out "
-            "(preprocess.keep_copies)"
+            f"{left_out:,} images are left out: published validation and test images that copy a training image "
+            "(preprocess.keep_copies), and what copies a reported mistake that is proof"
         )
-    for split in SPLITS:
+    for split in (*SPLITS, REGRESSION):
         counts = index.loc[index["split"] == split, "label"].value_counts()
-        print(f"{split}: {', '.join(f'{counts[label]:,} {label}' for label in ('ai', 'real'))}")
+        if len(counts):
+            print(f"{split}: {', '.join(f'{counts.get(label, 0):,} {label}' for label in ('ai', 'real'))}")
 
 
 if __name__ == "__main__":

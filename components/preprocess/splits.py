@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from components.params import Preprocess
-from components.shards import LABELS, SPLITS
+from components.shards import LABELS, REGRESSION, REPORTED, SPLITS
 from components.stage import StageError
 
 
@@ -18,14 +18,20 @@ def assign(rows: pd.DataFrame, settings: Preprocess) -> pd.Series:
     an image keeps its split when others come. A published validation or test image that copies a published training
     image is left out, unless `keep_copies`.
 
+    What users reported was chosen, mostly for being wrong, so it says nothing of the world: it trains, unless it copies
+    another image, whose split it then shares. What is proof of a reported mistake stays `regression`, and all that
+    copies it is left out.
+
     Args:
-        rows: with the columns `source`, `split` (null where nobody fixed it) and `group`.
+        rows: with the columns `source`, `split` (null where nobody fixed it; `reported` or `regression` of what users
+            reported) and `group`.
         settings: the section `preprocess`.
 
     Returns:
-        `train`, `validation`, `test`, or null for what is left out, with the index of `rows`.
+        `train`, `validation`, `test`, `regression`, or null for what is left out, with the index of `rows`.
     """
-    fixed = rows["split"]
+    reports = rows["split"].isin([REPORTED, REGRESSION])
+    fixed = rows["split"].mask(reports)
     # One draw decides for a whole group, so what one of its sources has counts for its copies elsewhere too.
     has = {}
     for split in ("validation", "test"):
@@ -46,7 +52,10 @@ def assign(rows: pd.DataFrame, settings: Preprocess) -> pd.Series:
     published = fixed.isin(["validation", "test"])
     result = result.mask(published, fixed)
     copies = published & rows["group"].isin(rows.loc[fixed == "train", "group"])
-    return result if settings.keep_copies else result.mask(copies, None)
+    result = result if settings.keep_copies else result.mask(copies, None)
+    result = result.mask(reports & ~rows["group"].isin(rows.loc[~reports, "group"]), "train")
+    proof = rows["split"] == REGRESSION
+    return result.mask(rows["group"].isin(rows.loc[proof, "group"]), None).mask(proof, REGRESSION)
 
 
 def require_both_labels(rows: pd.DataFrame) -> None:

@@ -8,7 +8,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version as installed
@@ -20,10 +20,10 @@ import pandas as pd
 from PIL import Image
 
 import components
-from components import images, parallel, robustness, shards, stage, tracking
+from components import images, integrity, parallel, robustness, shards, stage, tracking
 from components.params import Register
 from components.register import gate
-from components.register.registry import CHALLENGER, CHAMPION, FAILED, Registry, Version
+from components.register.registry import CHALLENGER, CHAMPION, FAILED, LINEAGE, SUMS, Registry, Version
 from components.stage import StageError
 
 _IDENTITY = "detector_sha256"
@@ -32,8 +32,6 @@ _AGAINST = "gate_against"
 _RULES = "gate_rules"
 _SIZE = "network_bytes"
 _REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow", "pyyaml")
-LINEAGE = "lineage"
-"""The folder of a version's run that holds the settings and locks by which it was made."""
 _ROUNDS = 15  # of one image through both detectors
 _AT_ONCE = 8  # degraded pictures held in memory
 
@@ -155,25 +153,30 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
     run_id = tracking.active(mlflow, _read(inputs.evaluations / name / "run.json")["run_id"])
     card = inputs.evaluations / name / "model_card.md"
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as scratch,
         mlflow.start_run(run_id=run_id, run_name=None if run_id else name) as run,
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message=".*[Ii]nput example.*")
+        files = {
+            "network": _gathered(_networks(inputs, name), Path(scratch)),
+            "decision": inputs.evaluations / name / "decision.json",
+            "familiar": inputs.evaluations / name / "familiar.npz",
+            "card": card,
+        }
+        sums = integrity.sums(_each(files.values()))
+        files["sums"] = Path(scratch, integrity.NAME)
+        files["sums"].write_text(sums)
         logged = mlflow.pyfunc.log_model(
             name="detector",
             python_model=str(package / "serve" / "pyfunc.py"),
-            artifacts={
-                "network": str(_gathered(_networks(inputs, name), Path(folder))),
-                "decision": str(inputs.evaluations / name / "decision.json"),
-                "familiar": str(inputs.evaluations / name / "familiar.npz"),
-                "card": str(card),
-            },
+            artifacts={key: str(file) for key, file in files.items()},
             code_paths=[str(package)],
             pip_requirements=[f"{package}=={installed(package)}" for package in _packages(inputs, name)],
             signature=signature,
         )
-        for file, text in tracking.recorded(inputs.params).items():
+        stored = _stored(mlflow, logged.model_uri, sums, Path(scratch, "stored"))
+        for file, text in {**tracking.recorded(inputs.params), integrity.NAME: stored}.items():
             mlflow.log_text(text, f"{LINEAGE}/{file}")
     try:
         client.create_registered_model(registry.name)
@@ -183,6 +186,7 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
     threshold = _read(inputs.evaluations / name / "decision.json")["threshold"]
     tags = {
         _IDENTITY: identity,
+        SUMS: hashlib.sha256(stored.encode()).hexdigest(),
         "candidate": name,
         "run_id": run.info.run_id,
         "threshold": repr(threshold),
@@ -211,6 +215,29 @@ def _gathered(networks: dict[str, Path], folder: Path) -> Path:
     for name, file in networks.items():
         shutil.copy(file, together / f"{name}.keras")
     return together
+
+
+def _each(files: Iterable[Path]) -> dict[str, Path]:
+    """Files, and those in folders, by the names that they have beside each other."""
+    found = {}
+    for file in files:
+        parts = file.rglob("*") if file.is_dir() else [file]
+        found |= {part.relative_to(file.parent).as_posix(): part for part in parts if part.is_file()}
+    return found
+
+
+def _stored(mlflow: Any, uri: str, sums: str, folder: Path) -> str:
+    """The list of all files of a logged model, code included, as the store gives them back.
+
+    Raises:
+        StageError: the detector's own files came back as others.
+    """
+    folder.mkdir()
+    model = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+    changed = integrity.differences(sums, integrity.listed(model / "artifacts"))
+    if changed:
+        raise StageError(f"the artifact store gave back other files than it was given: {changed}; register again")
+    return integrity.listed(model)
 
 
 def _description(card: str) -> str:
@@ -265,11 +292,12 @@ def _compared(
 ) -> list[gate.Rule]:
     """The gate's rules for a candidate, on its own test images."""
     champions = _Champion(registry, champion)
-    test = pd.read_parquet(inputs.evaluations / name / "predictions.parquet").query("split == 'test'")
+    predictions = pd.read_parquet(inputs.evaluations / name / "predictions.parquet")
+    predictions = predictions[predictions["split"].isin(["test", shards.REGRESSION])]
     index = pd.read_parquet(inputs.index).drop_duplicates("sha256").set_index("sha256")
-    theirs = champions.scores(test["sha256"], index, inputs.data)
-    known = theirs.notna().to_numpy()
-    test, theirs = test[known], theirs[known]
+    theirs = champions.scores(predictions["sha256"], index, inputs.data)
+    predictions = predictions.assign(champion=theirs)[theirs.notna()]
+    test, proof = (predictions[predictions["split"] == split] for split in ("test", shards.REGRESSION))
     own_after = pd.read_parquet(inputs.evaluations / name / "degraded.parquet").drop_duplicates("sha256")
     their_after = champions.degraded(own_after, settings.gate.degraded_images, index, inputs.data)
     own_after = own_after.set_index("sha256").loc[their_after.index]
@@ -279,10 +307,11 @@ def _compared(
     return gate.compare(
         gate.Judged(
             champions.threshold,
-            theirs.to_numpy(),
+            test["champion"].to_numpy(),
             their_after.to_numpy(),
             int(champion.tags[_SIZE]) if _SIZE in champion.tags else None,
             seconds[0],
+            proof["champion"].to_numpy(),
         ),
         gate.Judged(
             float(version.tags["threshold"]),
@@ -290,12 +319,15 @@ def _compared(
             own_after[names].to_numpy(),
             int(version.tags[_SIZE]),
             seconds[1],
+            proof["probability"].to_numpy(),
         ),
         gate.Images(
             (test["label"] == "ai").to_numpy(),
             index.loc[test["sha256"], "source"].to_numpy(str),
             (own_after["label"] == "ai").to_numpy(),
             names,
+            (proof["label"] == "ai").to_numpy(),
+            proof["sha256"].tolist(),
         ),
         settings,
     )

@@ -5,7 +5,7 @@ Each rule compares the two and gives a verdict. Figures that rest on images are 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ Verdict = Literal["pass", "fail", "unclear", "not comparable"]
 Figure = Callable[[np.ndarray], np.ndarray]
 """Weights of the images, shape (b, n), to a figure of each weighting, shape (b,); NaN where it isn't defined."""
 
+_NAMED = 5  # images of the regression set
 _FEW = 10  # images of a class, with fewer of which a source says nothing
 
 
@@ -63,6 +64,7 @@ class Judged:
         degraded: float, shape (m, k): P(ai) of some images under k degradations.
         size: of its networks, in bytes; null where it isn't recorded.
         seconds: float, shape (r,): for one image, again and again, in turns with the other detector.
+        regression: float, shape (q,): P(ai) of the reported mistakes that are proof.
     """
 
     threshold: float
@@ -70,6 +72,7 @@ class Judged:
     degraded: np.ndarray
     size: int | None
     seconds: np.ndarray
+    regression: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,16 @@ class Images:
         sources: str, shape (n,).
         degraded: bool, shape (m,): the labels of those that were degraded.
         degradations: their k names.
+        regression: bool, shape (q,): the labels of the reported mistakes.
+        reported: their q names.
     """
 
     labels: np.ndarray
     sources: np.ndarray
     degraded: np.ndarray
     degradations: list[str]
+    regression: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    reported: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,8 @@ class Rule:
         difference: candidate less champion; a factor, where `unit` is `×`.
         interval: the difference's 95 % interval.
         limit: what the difference has to be above, or below where more is worse.
-        verdict: `pass` or `fail` where the whole interval lies on one side of the limit, else `unclear`.
+        verdict: `pass` or `fail` where the whole interval lies on one side of the limit, else `unclear`; without an
+            interval the figure itself decides.
         why: no verdict was possible, or what the figures are of.
         unit: of the figures.
     """
@@ -164,6 +172,7 @@ def compare(champion: Judged, candidate: Judged, images: Images, settings: Regis
         difference("calibration error", metric("ece"), n, gate.calibration, -1, ""),
         _size(champion, candidate, gate),
         _latency(champion, candidate, gate),
+        _regression(champion, candidate, images, gate),
     ]
 
 
@@ -253,6 +262,26 @@ def _real(right: np.ndarray, images: Images) -> Figure:
             return weights[:, real] @ right[real] / weights[:, real].sum(axis=1)
 
     return figure
+
+
+def _regression(champion: Judged, candidate: Judged, images: Images, gate: Gate) -> Rule:
+    """Of the reported mistakes that the champion gets right, the share that the candidate gets right too.
+
+    A count and no interval: of the few images that there are at first, a bootstrap could tell nothing, and whoever
+    reported a mistake sees it when it comes back.
+    """
+    name, limit = "regression set", -gate.regression
+    theirs, own = ((one.regression >= one.threshold) == images.regression for one in (champion, candidate))
+    n, known = len(theirs), int(theirs.sum())
+    if not known:
+        return _without(name, limit, f"the champion gets none of {n:,} reported mistakes right" if n else "it is empty")
+    lost = np.flatnonzero(theirs & ~own)
+    share = len(lost) / known
+    why = f"{n:,} reported mistakes; the champion gets {known:,} right, the candidate {int(own.sum()):,}"
+    if len(lost):
+        named = ", ".join(images.reported[at][:12] for at in lost[:_NAMED])
+        why += f"; wrong again: {named}{', …' if len(lost) > _NAMED else ''}"
+    return Rule(name, 1.0, 1 - share, 0.0 - share, None, limit, "fail" if share > gate.regression else "pass", why)
 
 
 def _size(champion: Judged, candidate: Judged, gate: Gate) -> Rule:

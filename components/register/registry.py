@@ -5,17 +5,23 @@ tags: one tag an event, never changed, so that nothing is lost when two people p
 is noted at the next look.
 """
 
+import contextlib
 import getpass
+import hashlib
 import json
 import os
+import shutil
 import socket
+import sys
+import tempfile
 import time
 import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal
 
-from components import tracking
+from components import integrity, stage, tracking
 from components.stage import StageError
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -23,6 +29,10 @@ FAILED = "gate_failed"
 """The tag that names the gate's rules that a version fails, separated by commas."""
 OVERRULED = "gate_overruled"
 """The tag that says who promoted a version despite these, when and why."""
+SUMS = "files_sha256"
+"""The tag that holds the SHA-256 of the list of a version's files."""
+LINEAGE = "lineage"
+"""The folder of a version's run that holds the list of its files, and the settings and locks by which it was made."""
 _EVENT = "champion."
 _SETTLE = 2.0  # s between an event and the move of the alias in another process, at most
 _REASON = 1000  # characters
@@ -59,6 +69,10 @@ class Event:
     how: How
     by: str
     reason: str = ""
+
+
+class Denied(StageError):
+    """The registry's server doesn't let this user do that."""
 
 
 class Registry:
@@ -171,7 +185,8 @@ class Registry:
         time.sleep(_SETTLE)  # a promotion in another process may be about to note it
         events, again = self._events()
         if again == current and line(events)[-1:] != [current]:
-            self._note(events, current, "found", "")
+            with contextlib.suppress(Denied):  # who may only read leaves it to the others
+                self._note(events, current, "found", "")
             events, _ = self._events()
         return events
 
@@ -179,20 +194,63 @@ class Registry:
         """The detector of a version (see `components.serve.detector.Detector`).
 
         Raises:
-            StageError: there is no such version, or its files are gone or damaged.
+            StageError: there is no such version, or its files are gone, damaged, or others than were registered.
         """
         from components import networks
 
-        self.version(number)
-        networks.load_keras()
+        with tempfile.TemporaryDirectory(prefix="trueframe-") as scratch:
+            files = self.fetch(number, Path(scratch))
+            networks.load_keras()
+            try:
+                return self.mlflow.pyfunc.load_model(str(files)).unwrap_python_model().detector
+            except (self.mlflow.exceptions.MlflowException, OSError, KeyError, ValueError) as error:
+                raise self._unusable(number, _first_line(error)) from None
+
+    def fetch(self, number: str, folder: Path) -> Path:
+        """Copy a version's files, and see that they are those that were registered. Nothing of them is run.
+
+        Args:
+            number: of the version.
+            folder: an empty one.
+
+        Returns:
+            The folder of the MLflow model.
+
+        Raises:
+            StageError: there is no such version, its files are gone, or they are others.
+        """
+        version = self.version(number)
         try:
-            model = self.mlflow.pyfunc.load_model(f"models:/{self.name}/{number}")
-            return model.unwrap_python_model().detector
-        except (self.mlflow.exceptions.MlflowException, OSError, KeyError, ValueError) as error:
+            uri = f"models:/{self.name}/{number}"
+            files = Path(self.mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+        except (self.mlflow.exceptions.MlflowException, OSError) as error:
+            raise self._unusable(number, _first_line(error)) from None
+        for cache in list(files.rglob("__pycache__")):  # of whoever loaded it from where it lies
+            shutil.rmtree(cache)
+        found, wanted = integrity.listed(files), version.tags.get(SUMS)
+        if wanted is None:
+            print(f"warning: {self.name} version {number} was registered without a list of its files", file=sys.stderr)
+        elif hashlib.sha256(found.encode()).hexdigest() != wanted:
             raise StageError(
-                f"{self.name} version {number} can't be loaded ({_first_line(error)}); "
-                "its artifacts are gone or damaged. `trueframe rollback` goes to the champion before"
-            ) from None
+                f"{self.name} version {number} is not what was registered: {self._changed(version, found, wanted)}. "
+                "Nothing of it was loaded; see who can write to the artifacts, and `trueframe rollback` meanwhile"
+            )
+        return files
+
+    def _changed(self, version: Version, found: str, wanted: str) -> str:
+        """Which files are others, as far as the list that was logged beside them is the one that was registered."""
+        path = f"{LINEAGE}/{integrity.NAME}"
+        with contextlib.suppress(self.mlflow.exceptions.MlflowException, OSError):
+            recorded = self.mlflow.artifacts.load_text(f"runs:/{version.run_id}/{path}")
+            if hashlib.sha256(recorded.encode()).hexdigest() == wanted:
+                return integrity.differences(recorded, found)
+        return f"the list of its files is not the one that was registered either ({path} of its run)"
+
+    def _unusable(self, number: str, reason: str) -> StageError:
+        return StageError(
+            f"{self.name} version {number} can't be loaded ({reason}); "
+            "its artifacts are gone or damaged. `trueframe rollback` goes to the champion before"
+        )
 
     def _note(self, events: list[Event], version: str, how: How, reason: str) -> None:
         """Add an event, after those that are known, whatever this machine's clock says."""
@@ -214,6 +272,8 @@ class Registry:
                 getattr(self.client, what)(self.name, *values)
                 return
             except self.mlflow.exceptions.MlflowException as error:
+                if stage.refused(error):
+                    raise Denied(f"{self.name}: {what.replace('_', ' ')}: {stage.refused(error)}") from None
                 if wait is None or error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     raise StageError(f"{self.name}: {what.replace('_', ' ')} failed: {_first_line(error)}") from None
                 time.sleep(wait)

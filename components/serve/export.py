@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import components
-from components import images, networks, stage
+from components import images, integrity, networks, stage
 from components.networks.familiarity import Familiarity
 from components.serve.files import Files
 from components.stage import StageError
@@ -254,4 +254,5 @@ def _space(detectors: Sequence[Files], version: str, folder: Path) -> None:
         for name in ("network", "decision", "familiar", "card"):
             source = getattr(files, name)
             (shutil.copytree if source.is_dir() else shutil.copy)(source, getattr(target, name))
+        integrity.write(target.card.parent)
     stage.replace(folder / "models" / "version", lambda partial: partial.write_text(f"{version}\n"))

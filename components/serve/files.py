@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import yaml
 
+from components import integrity
 from components.serve import reference
 from components.serve.detector import Detector
 from components.stage import StageError
@@ -61,9 +62,11 @@ def references(folder: Path = reference.FOLDER) -> list[Files]:
     """Those of the reference detectors.
 
     Raises:
-        StageError: there is none.
+        StageError: there is none, or a file is another than in the list beside it.
     """
     found = [Files.kept(path.parent) for path in sorted(folder.glob("*/decision.json"))]
     if not found:
         raise StageError(f"{folder}: no reference detector is here; `trueframe run` trains one of your own")
+    for files in found:
+        integrity.check(files.card.parent)
     return found

@@ -3,14 +3,8 @@
 import asyncio
 import base64
 import contextlib
-import hashlib
-import hmac
-import os
-import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -31,12 +25,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from components.params import Serve
+from components.serve import access
 from components.serve.queue import Backend, Options, Queue, Refused
-from components.stage import StageError
 
-KEYS, KEYS_FILE = "TRUEFRAME_API_KEYS", "TRUEFRAME_API_KEYS_FILE"
+KEYS = "TRUEFRAME_API_KEYS"
+_HEADERS = (
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    *access.BASIC,
+)
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
-_CALLERS = 10_000  # that the rate limit remembers
 _BODIES = 8  # of the largest size, that all requests together may hold
 _FIELDS = {"dataframe_records", "dataframe_split", "params"}
 
@@ -62,24 +61,23 @@ class Gateway:
         self.version: str | None = None
         self.registry = CollectorRegistry()
         self.queue = Queue(self.registry, settings.answer_s)
-        self._keys = [_digest(key) for key in keys]
-        self._rate = _Rate(settings.rate) if settings.rate else None
+        self._keys = access.Keys(keys)
+        self._rate = access.Rate(settings.rate) if settings.rate else None
         self._inside = 0
         self._held = 0
         self._measure()
-        self.app = Starlette(
-            routes=[
-                Route("/invocations", self._invocations, methods=["POST"]),
-                Route("/v1/check", self._check, methods=["POST"]),
-                Route("/health", self._ready),
-                Route("/health/ready", self._ready),
-                Route("/health/live", self._live),
-                Route("/ping", self._ready),  # as MLflow's own server has it
-                Route("/version", self._version),
-                Route("/metrics", self._metrics),
-            ],
-            exception_handlers={HTTPException: _plain, Exception: _unexpected},
-        )
+        routes = [
+            Route("/invocations", self._invocations, methods=["POST"]),
+            Route("/v1/check", self._check, methods=["POST"]),
+            Route("/health", self._ready),
+            Route("/health/ready", self._ready),
+            Route("/health/live", self._live),
+            Route("/ping", self._ready),  # as MLflow's own server has it
+            Route("/version", self._version),
+            Route("/metrics", self._metrics),
+        ]
+        handlers: Any = {HTTPException: _plain, Exception: _unexpected}
+        self.app = access.with_headers(Starlette(routes=routes, exception_handlers=handlers), _HEADERS)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -177,11 +175,10 @@ class Gateway:
             return address
         kind, _, said = request.headers.get("authorization", "").partition(" ")
         said = said if kind.lower() == "bearer" else request.headers.get("x-api-key", "")
-        digest = _digest(said.strip())
-        # All are compared, and each in constant time, so that the time tells nothing.
-        if not sum(hmac.compare_digest(digest, key) for key in self._keys):
+        found = self._keys.find(said.strip())
+        if found is None:
             raise Refused(401, "an API key is needed: `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-        return digest.hex()
+        return f"key {found}"
 
     def _room(self) -> None:
         if not self.queue.backends:
@@ -302,33 +299,6 @@ class Gateway:
             return _refusal(refused)
 
 
-class _Rate:
-    """A bucket for each caller that a minute fills; a large request may leave a debt.
-
-    Args:
-        limit: images a minute.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # images left, and when
-
-    def wait(self, caller: str) -> float:
-        """s until the caller may ask again; 0 for now."""
-        return max(0.0, (1 - self._left(caller)) * 60 / self._limit)
-
-    def take(self, caller: str, images: int) -> None:
-        """Count images."""
-        self._buckets[caller] = (self._left(caller) - images, time.monotonic())
-        self._buckets.move_to_end(caller)
-        if len(self._buckets) > _CALLERS:
-            self._buckets.popitem(last=False)
-
-    def _left(self, caller: str) -> float:
-        left, then = self._buckets.get(caller, (float(self._limit), 0.0))
-        return min(float(self._limit), left + (time.monotonic() - then) * self._limit / 60)
-
-
 def protocol(seconds: float) -> type[asyncio.Protocol]:
     """Uvicorn's protocol, which cuts a connection off that takes longer than `seconds` for the head of a request."""
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -371,24 +341,8 @@ def protocol(seconds: float) -> type[asyncio.Protocol]:
 
 
 def keys() -> list[str]:
-    """The API keys that the environment names: in `TRUEFRAME_API_KEYS`, or in the file `TRUEFRAME_API_KEYS_FILE`.
-
-    Raises:
-        StageError: the file can't be read, or there is no key where one was meant to be.
-    """
-    if KEYS not in os.environ and KEYS_FILE not in os.environ:
-        return []
-    text = os.environ.get(KEYS, "")
-    if KEYS_FILE in os.environ:
-        path = Path(os.environ[KEYS_FILE])
-        try:
-            text += "\n" + path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise StageError(f"{path}: the API keys can't be read ({error}); correct {KEYS_FILE}") from None
-    found = text.replace(",", " ").split()
-    if not found:
-        raise StageError(f"{KEYS} and {KEYS_FILE} name no key; unset them to serve everyone")
-    return found
+    """The API keys that the environment names (see `access.keys`)."""
+    return access.keys(KEYS)
 
 
 def _rows(said: dict[str, Any]) -> list[str | None]:
@@ -433,10 +387,6 @@ def _read(asked: dict[str, Any]) -> dict[str, Any]:
 
 def _media(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()[:80]
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
 
 
 def _line(error: object) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import components
-from components import images, networks, stage
+from components import images, integrity, networks, stage
 from components.serve.detector import Detector, as_bytes
 from components.stage import StageError
 
@@ -28,10 +28,11 @@ class Reference:
     """One detector for each range of sizes; each picture goes to the one that was judged on its size.
 
     Args:
-        folder: with a folder for each detector: `network.keras`, `decision.json`, `familiar.npz`, `model_card.md`.
+        folder: with a folder for each detector: `network.keras`, `decision.json`, `familiar.npz`, `model_card.md`,
+            and `SHA256SUMS` of these.
 
     Raises:
-        StageError: there is none.
+        StageError: there is none, or a file is another than in that list.
     """
 
     def __init__(self, folder: Path = FOLDER) -> None:
@@ -65,6 +66,7 @@ class Reference:
 
 class _Part:
     def __init__(self, folder: Path) -> None:
+        integrity.check(folder)
         self._folder = folder
         self.scope: dict[str, Any] = json.loads((folder / "decision.json").read_text())["scope"]
 
@@ -105,6 +107,7 @@ def keep(trained: Path, judged: Path, folder: Path) -> None:
         ):
             for name in source.namelist():
                 target.writestr(name, source.read(name))
+    integrity.write(folder)
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def train(
         StageError: a class is missing, the loss is not a number, an option is wrong, or MLflow can't be reached.
     """
     index = pd.read_parquet(index_path)
-    index = index[index["split"] != "test"]
+    index = index[index["split"].isin(["train", "validation"])]
     _check_classes(name, index)
     folder = checkpoints / name / _fingerprint(model, index)
     mlflow = tracking.connect()

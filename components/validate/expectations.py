@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from components.params import Validate
-from components.shards import LABELS, SPLITS
+from components.shards import LABELS, REGRESSION, REPORTED, SPLITS
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def row_expectations(gxe: Any, settings: Validate, details: dict[str, str]) -> l
             "split",
             "{count} images have another split than train, validation or test: {values}",
             column="split",
-            value_set=list(SPLITS),
+            value_set=[*SPLITS, REPORTED, REGRESSION],
         ),
         expect(
             in_set,

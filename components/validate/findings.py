@@ -38,8 +38,7 @@ _MARKS = {
 def mark(rows: pd.DataFrame, intact: np.ndarray) -> pd.DataFrame:
     """Add the columns that the expectations look at, and `twin`: the row of the image that a copy copies, or -1."""
     hashed = rows["pixels"].notna()
-    # Where the publisher fixed no split, preprocess keeps copies on one side.
-    split = rows["split"].fillna("undecided")
+    split = _published(rows)
     outside = split.isin(["validation", "test"])
     looking_alike = rows[["group", "label", "pixels"]].assign(split=split)[rows["group"].duplicated(keep=False)]
     same = looking_alike[looking_alike["pixels"].notna()]
@@ -78,6 +77,11 @@ def mark(rows: pd.DataFrame, intact: np.ndarray) -> pd.DataFrame:
     )
 
 
+def _published(rows: pd.DataFrame) -> pd.Series:
+    """The split that the publisher fixed; where there is none, preprocess decides and keeps copies on one side."""
+    return rows["split"].where(rows["split"].isin(SPLITS), "undecided")
+
+
 def _first(candidates: pd.DataFrame, key: str, rows: pd.DataFrame) -> pd.Series:
     """For each row the first candidate with the same key, or -1."""
     first = candidates.drop_duplicates(key).reset_index(names="twin").set_index(key)["twin"]
@@ -103,7 +107,7 @@ def details(rows: pd.DataFrame) -> dict[str, str]:
             continue
         parts = []
         for split in (*SPLITS, "undecided"):
-            part = found[found["split"].fillna("undecided") == split]
+            part = found[_published(found) == split]
             if part.empty:
                 continue
             labels = part["label"].value_counts()
@@ -229,7 +233,7 @@ def _balance(rows: pd.DataFrame, least: float, rare: str) -> list[Figure]:
                 count=int(one_class.to_numpy().sum()),
             )
         )
-    for split, part in rows["label"].groupby(rows["split"]):
+    for split, part in rows["label"].groupby(rows["split"].where(rows["split"].isin(SPLITS))):
         share = part.value_counts(normalize=True).reindex(LABELS, fill_value=0.0)
         found.append(
             Figure(

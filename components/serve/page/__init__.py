@@ -12,12 +12,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from components.serve.access import BASIC, Rate, with_headers
 from components.serve.page.about import About
 from components.stage import StageError
 
-_ROOM = 2 * 2**30  # bytes of pictures, and of reports, at most
+if TYPE_CHECKING:
+    from components.serve.page.reviewers import Reviewers
+
+_ROOM = 2 * 2**30  # bytes of pictures, of reports, and of uploads that nobody asked about yet, at most
 _CSP = "; ".join(
     (
         "default-src 'self'",
@@ -32,11 +36,7 @@ _CSP = "; ".join(
         "frame-ancestors 'self' https://huggingface.co https://*.hf.space",
     )
 )
-_HEADERS = [
-    (b"content-security-policy", _CSP.encode()),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-content-type-options", b"nosniff"),
-]
+_HEADERS = [(b"content-security-policy", _CSP.encode()), *BASIC]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Limits:
         batch: files in one table.
         queue: visitors that may wait.
         at_once: pictures that are judged at the same time.
+        rate: requests a minute from one address, of those that ask for work.
         keep: s until a picture is deleted.
         keep_links: s until a shared report is.
     """
@@ -56,6 +57,7 @@ class Limits:
     batch: int = 100
     queue: int = 64
     at_once: int = max(1, (os.cpu_count() or 2) // 2)
+    rate: int = 300
     keep: float = 3600
     keep_links: float = 30 * 86400
 
@@ -67,6 +69,7 @@ def build(
     *,
     feedback: Path | None = None,
     trusted: bool = False,
+    reviewers: "Reviewers | None" = None,
     links: Path | None = None,
     limits: Limits = Limits(),
 ) -> Any:
@@ -78,6 +81,7 @@ def build(
         fetch: gets a link's bytes, at most so many, or raises `ImageError`; it decides which addresses may be asked.
         feedback: folder for corrections; null offers none.
         trusted: whether a visitor's correction is accepted as it comes; else it waits for a decision.
+        reviewers: decide on those that wait, under `/review`; null for nobody.
         links: folder for shared reports; null for a temporary one.
         limits: for visitors.
 
@@ -98,6 +102,7 @@ def build(
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/report/{name}")
+    @app.get("/review/report/{name}")  # the link is relative
     def report(name: str) -> Any:
         file = shelf.find(f"{name}.png")
         if file is None:
@@ -108,23 +113,33 @@ def build(
     def health() -> Any:
         return {"status": "ok", "answers": about.name}
 
-    demo = blocks.page(blocks.Handler(detector, about, fetch, feedback, trusted, shelf, limits))
-    demo.queue(max_size=limits.queue, api_open=False)
+    handler = blocks.Handler(detector, about, fetch, feedback, trusted, shelf, limits)
     here = Path(__file__).parent
-    gr.mount_gradio_app(
-        app,
-        demo,
-        path="/",
-        theme=blocks.theme(),
-        css_paths=here / "page.css",
-        head=f"<script>{(here / 'page.js').read_text()}</script>",
-        max_file_size=limits.max_bytes,
-        footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        show_error=False,
-    )
-    return _with_headers(app)
+
+    def mount(path: str, **who: Any) -> None:
+        demo = blocks.page(handler, for_reviewers=bool(who))
+        demo.queue(max_size=limits.queue, api_open=False)
+        gr.mount_gradio_app(
+            app,
+            demo,
+            path=path,
+            theme=blocks.theme(),
+            css_paths=here / "page.css",
+            head=f"<script>{(here / 'page.js').read_text()}</script>",
+            max_file_size=limits.max_bytes,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            show_error=False,
+            **who,
+        )
+
+    if reviewers:
+        reviewers.add_door(app)
+        mount("/review", auth_dependency=lambda request: reviewers.who(request.cookies))
+    mount("/")
+    guarded = reviewers.guard(app) if reviewers else app
+    return with_headers(_within(limits, Path(gr.utils.get_upload_folder()), guarded), _HEADERS)
 
 
 class Shelf:
@@ -165,13 +180,31 @@ def _age(path: Path) -> float:
         return math.inf
 
 
-def _with_headers(app: Any) -> Any:
-    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
-        async def sending(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_HEADERS]
-            await send(message)
+def _within(limits: Limits, uploads: Path, app: Any) -> Any:
+    """An ASGI application that turns those away who ask too much, and uploads while there are too many."""
+    from starlette.responses import PlainTextResponse
 
-        await app(scope, receive, sending)
+    rate = Rate(limits.rate)
 
-    return wrapped
+    async def within(scope: Any, receive: Any, send: Any) -> None:
+        refusal = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            caller = (scope.get("client") or ("?",))[0]
+            if wait := rate.wait(caller):
+                refusal = PlainTextResponse("Too many requests.", 429, {"Retry-After": str(round(wait + 1))})
+            elif scope["path"].endswith("/upload") and _size(uploads) > _ROOM:
+                refusal = PlainTextResponse("There is no room for pictures just now.", 503, {"Retry-After": "600"})
+            else:
+                rate.take(caller)
+        await (refusal or app)(scope, receive, send)
+
+    return within
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files in it."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total

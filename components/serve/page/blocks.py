@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from components import images
+from components import images, reports
 from components.serve import check
-from components.serve.page import feedback as reports
 from components.serve.page import judged as parts
-from components.serve.page import report
+from components.serve.page import report, review
 from components.serve.page.about import About, table
 from components.serve.page.judged import Judged
+from components.serve.provenance.text import clean
 
 if TYPE_CHECKING:
     from components.serve.page import Limits, Shelf
@@ -25,6 +25,9 @@ Drop a picture, choose it, paste it (Ctrl+V) or give its link. {name} answers; i
 hint and no proof."""
 _CONSENT = "I have the right to give this picture, and agree that it is stored to train the next detector"
 _GONE = "The picture was deleted by now; give it once more."
+_FULL = "So many corrections wait for a decision that no more are taken. Thank you all the same."
+_NOTE = 500  # characters
+_SUFFIXES = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
 
 
 def theme() -> Any:
@@ -48,8 +51,8 @@ def theme() -> Any:
     )
 
 
-def page(handler: "Handler") -> gr.Blocks:
-    """The page (see `components.serve.page.build`)."""
+def page(handler: "Handler", *, for_reviewers: bool = False) -> gr.Blocks:
+    """The page (see `components.serve.page.build`), for those with the key with one tab more."""
     about, limits = handler.about, handler.limits
     first: dict[str, Any] = {
         "concurrency_limit": limits.at_once,
@@ -62,6 +65,8 @@ def page(handler: "Handler") -> gr.Blocks:
         analytics_enabled=False, title="Is this picture AI-generated?", delete_cache=(600, int(limits.keep))
     ) as demo:
         gr.Markdown(_INTRO.format(name=about.name[0].upper() + about.name[1:]))
+        if for_reviewers and handler.feedback:
+            review.tab(demo, handler.feedback)
         with gr.Tab("One picture"):
             state = gr.State(None, time_to_live=int(limits.keep))
             with gr.Row():
@@ -93,10 +98,13 @@ def page(handler: "Handler") -> gr.Blocks:
                             label="What it really is",
                             elem_id="truth",
                         )
+                        note = gr.Textbox(
+                            label="How you know (optional)", elem_id="note", max_length=_NOTE, max_lines=3
+                        )
                         consent = gr.Checkbox(label=_CONSENT, elem_id="consent")
                         send = gr.Button("Send the correction", elem_id="send", size="sm")
                         thanks = gr.HTML(elem_id="thanks")
-                        send.click(handler.correct, [state, truth, consent], thanks, **quick)
+                        send.click(handler.correct, [state, truth, consent, note], thanks, **quick)
             outputs = [file, verdict, state, more, shown, resaves, origin, errors, shared]
             filled = [shown, resaves, download]
             asked = [
@@ -169,7 +177,7 @@ class Handler:
         )
         return gr.HTML(says, visible=True)
 
-    def correct(self, judged: Judged | None, truth: str | None, consent: bool) -> str:
+    def correct(self, judged: Judged | None, truth: str | None, consent: bool, note: str) -> str:
         """Store a correction."""
         if judged is None or not self.feedback:
             return _problem("There is no picture to correct.")
@@ -177,11 +185,24 @@ class Handler:
             return _problem("Say what it really is.")
         if not consent:
             return _problem("Without your consent nothing is stored.")
+        said = {
+            "label": truth,
+            "consent": True,
+            "name": clean(judged.name, _NOTE),
+            "note": clean(note, _NOTE),
+            "answer": judged.row["label"],
+            **{key: judged.row[key] for key in ("verdict", "probability", "model_version")},
+        }
         try:
-            reports.store(self.feedback, judged, truth, "accepted" if self.trusted else "pending")
+            kind = judged.stored.format or "JPEG"
+            suffix = _SUFFIXES.get(kind, kind.lower())
+            reports.store(self.feedback, judged.data, suffix, said, trusted=self.trusted)
         except FileNotFoundError:
             return _problem(_GONE)
-        return "<p role=status>Thank you. The picture and your correction are stored for the next training.</p>"
+        except reports.Full:
+            return _problem(_FULL)
+        then = "for the next training" if self.trusted else "until somebody has looked at them"
+        return f"<p role=status>Thank you. The picture and your correction are stored {then}.</p>"
 
     def batch(self, paths: list[str] | None) -> tuple[Any, Any, Any]:
         """A table of verdicts, and the same as CSV."""

@@ -63,11 +63,7 @@ class Judged:
     @cached_property
     def preview(self) -> Image.Image:
         """At the size that the page shows; of a JPEG only as much is decoded as that takes."""
-        image = images.open_image(self.data)
-        image.draft("RGB", (_SHOWN, _SHOWN))
-        small = images.to_rgb(image)
-        small.thumbnail((_SHOWN, _SHOWN), reducing_gap=2.0)
-        return small
+        return small(self.path)
 
     @property
     def stored(self) -> Image.Image:
@@ -196,6 +192,19 @@ def errors_html(judged: Judged) -> str:
     trained = card.trained_on()
     said = [*([f"Trained on {trained}."] if trained else []), *card.errors(images.jpeg_quality(judged.stored))]
     return "".join(f"<p>{escape(text)}</p>" for text in said)
+
+
+def small(path: Path) -> Image.Image:
+    """A picture at the size that the page shows.
+
+    Raises:
+        ImageError: it is none.
+    """
+    image = images.open_image(path.read_bytes())
+    image.draft("RGB", (_SHOWN, _SHOWN))
+    shown = images.to_rgb(image)
+    shown.thumbnail((_SHOWN, _SHOWN), reducing_gap=2.0)
+    return shown
 
 
 def data_url(image: Image.Image) -> str:

@@ -19,3 +19,14 @@ new MutationObserver((_, observer) => {
   const show = () => verdict.scrollIntoView({ block: "nearest" });
   new MutationObserver(show).observe(verdict, { childList: true, subtree: true });
 }).observe(document.documentElement, { childList: true, subtree: true });
+
+// In the review, the letter on a button is its key.
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (!event.target.closest("#review") || event.target.closest("input, textarea")) return;
+  const letter = `(${event.key.toUpperCase()})`;
+  const button = [...document.querySelectorAll("#review button")].find((one) => one.textContent.includes(letter));
+  if (!button) return;
+  event.preventDefault();
+  button.click();
+});
