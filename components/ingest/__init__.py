@@ -27,6 +27,7 @@ from components.params import Ingest, Source
 from components.stage import StageError
 
 _SHARD_BYTES = 256 * 2**20
+_SUFFIXES = ", ".join(sorted(images.SUFFIXES))
 _BATCH = 256
 _KINDS = {
     "sample": "sample",
@@ -99,7 +100,7 @@ def ingest(name: str, source: Source, settings: Ingest, data: Path, receipts: Pa
             raise StageError(
                 f"{where}: none of its images can be read; {rejected} holds them with the reasons"
                 if rejected.exists()
-                else f"{where}: no images in it ({', '.join(sorted(images.SUFFIXES))})"
+                else f"{where}: {getattr(kind, 'EMPTY', f'no images in it ({_SUFFIXES})')}"
             )
         covered = place.covered | batch.covered
         stored_ = sorted(p.name for p in folder.glob("*.parquet"))

@@ -9,6 +9,8 @@ from components.ingest import files, readers
 from components.ingest.source import Item, Part, Place
 from components.stage import StageError
 
+EMPTY = "no report in it is accepted yet; `trueframe review` lists those that wait"
+
 
 def seen(place: Place) -> str:
     """Changes whenever a file in the folder does."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from components.networks.familiarity import Familiarity
 
@@ -27,6 +28,17 @@ def test_images_of_another_kind_are_not() -> None:
 def test_between_the_classes_is_not_near_either() -> None:
     fitted = Familiarity.fit(FEATURES * [1, 0, 0, 0, 0, 0, 0, 0] + LABELS[:, None] * 100, LABELS)
     assert fitted.distances(np.full((1, 8), 50.0))[0] > 1
+
+
+def test_pickles_in_its_file_are_not_read(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (tmp_path / "ran",)
+
+    np.savez(tmp_path / "evil.npz", scale=np.array([Evil()], object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        Familiarity.load(tmp_path / "evil.npz")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_it_survives_a_file(tmp_path: Path) -> None:

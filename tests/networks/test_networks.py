@@ -1,6 +1,8 @@
 """Every network: built, trained for a step, saved, reloaded, and giving the same output."""
 
+import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +111,25 @@ def test_a_weights_file_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / "other.weights.h5").write_bytes(b"nothing")
     with pytest.raises(StageError, match="not the weights of EfficientNetB0"):
         networks.build("efficientnet", 32, {"weights": str(tmp_path / "other.weights.h5")})
+
+
+def test_a_file_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    """A lambda's bytecode, and any function of any module: neither is run by loading the file."""
+    keras = networks.load_keras()
+    ran = tmp_path / "ran"
+    evil = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda x: x + 1)])
+    evil.save(tmp_path / "lambda.keras")
+    with pytest.raises((ValueError, TypeError), match=r"safe_mode|unsafe|arbitrary code"):
+        networks.load(tmp_path / "lambda.keras")
+    call = {"module": "os", "class_name": "system", "registered_name": None, "config": {"command": f"touch {ran}"}}
+    function = {"class_name": "function", "module": "os", "config": "system", "registered_name": "system"}
+    for config in (call, {**call, "module": "builtins", "class_name": "exec"}, function):
+        with zipfile.ZipFile(tmp_path / "evil.keras", "w") as file:
+            file.writestr("metadata.json", json.dumps({"keras_version": keras.__version__}))
+            file.writestr("config.json", json.dumps(config))
+            file.writestr("model.weights.h5", b"")
+        with pytest.raises((ValueError, TypeError), match="Could not"):
+            networks.load(tmp_path / "evil.keras")
+    assert not ran.exists()
+    with pytest.raises(StageError, match=r"lambda\.keras: no saved network"):
+        networks.take_weights(networks.build("cnn", 16, {"width": 4}), tmp_path / "lambda.keras")

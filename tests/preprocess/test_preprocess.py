@@ -394,3 +394,32 @@ def test_the_command_says_what_is_in_each_split(
     assert done.stdout.splitlines()[-3:] == [
         f"{split}: {counts[split, 'ai']} ai, {counts[split, 'real']} real" for split in ("train", "validation", "test")
     ]
+
+
+def test_reports_train_or_are_proof_and_judge_nothing() -> None:
+    """Whatever they copy: no proof has a copy that is trained on, and no report is a test of its own."""
+    rows = pd.DataFrame({"source": "mine", "split": None, "group": [f"g{n:03d}" for n in range(200)]})
+    told = pd.DataFrame({"source": "reports", "split": ["reported", "regression"] * 50})
+    told["group"] = [f"r{n // 4:03d}" if n % 4 > 1 else f"r{n:03d}" for n in range(100)]
+    copies = pd.DataFrame({"source": "reports", "split": ["reported", "regression"] * 20})
+    copies["group"] = [f"g{n:03d}" for n in range(40)]
+    fixed = pd.DataFrame({"source": "other", "split": ["train", "test"], "group": ["g001", "g003"]})
+    everything = pd.concat([rows, told, copies, fixed], ignore_index=True)
+    split = splits.assign(everything, Preprocess(views=["16"], validation=0.2, test=0.2))
+
+    proof = everything["split"] == "regression"
+    assert (split[proof] == "regression").all() and not (split[~proof] == "regression").any()
+    assert split[~proof & everything["group"].isin(everything.loc[proof, "group"])].isna().all()
+    alone = (everything["split"] == "reported") & ~everything["group"].isin(everything.loc[proof, "group"])
+    own = alone & everything["group"].str.startswith("r")
+    assert own.any() and (split[own] == "train").all()
+    of_group = split[everything["source"] == "mine"].set_axis(rows["group"])
+    copied = alone & everything["group"].str.startswith("g")
+    assert split[copied].tolist() == of_group[everything.loc[copied, "group"]].tolist()
+    assert set(split[copied]) == {"train", "validation", "test"}
+    # Other images keep their splits, whatever is reported.
+    before = splits.assign(
+        pd.concat([rows, fixed], ignore_index=True), Preprocess(views=["16"], validation=0.2, test=0.2)
+    )
+    kept = split[: len(rows)].notna()
+    assert split[: len(rows)][kept].tolist() == before[: len(rows)][kept].tolist()

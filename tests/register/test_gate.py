@@ -1,5 +1,7 @@
 """The gate's rules on made-up answers, whose right verdict is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
@@ -45,7 +47,8 @@ def verdicts(found: dict[str, Rule]) -> dict[str, str]:
 
 def test_a_better_candidate_opens_it() -> None:
     found = rules(BASE, judged(mistakes(EVERYWHERE, 0.1)))
-    assert set(verdicts(found).values()) == {"pass"}
+    assert set(verdicts(found).values()) == {"pass", "not comparable"}
+    assert found["regression set"].why == "it is empty"
     assert gate.passes(list(found.values())) and gate.failed(list(found.values())) == []
 
 
@@ -130,10 +133,31 @@ def test_what_is_not_there_is_not_compared_and_does_not_close_it() -> None:
     assert rules(cut[0], cut[1], images=few)["worst source"].verdict == "not comparable"
 
 
+@pytest.mark.parametrize(("lost", "verdict"), [(0, "pass"), (1, "pass"), (2, "fail"), (30, "fail")])
+def test_reported_mistakes_that_the_champion_gets_right_stay_right(lost: int, verdict: str) -> None:
+    """Of 60 reported mistakes the champion gets 50 right, and one of these may be wrong again."""
+    labels = np.arange(60) % 2 == 0
+    images = Images(LABELS, SOURCES, IMAGES.degraded, IMAGES.degradations, labels, [f"{n:064d}" for n in range(60)])
+    theirs, own = np.arange(60) < 50, np.arange(60) >= lost
+    champion, candidate = (
+        replace(judged(wrong), regression=np.where(right == labels, 0.9, 0.1))
+        for wrong, right in ((mistakes(EVERYWHERE, 0.15), theirs), (mistakes(EVERYWHERE, 0.1), own))
+    )
+    found = rules(champion, candidate, images=images)
+    rule = found["regression set"]
+    assert (rule.verdict, rule.interval) == (verdict, None)
+    assert rule.difference == pytest.approx(-lost / 50) and rule.candidate == pytest.approx(1 - lost / 50)
+    assert f"60 reported mistakes; the champion gets 50 right, the candidate {60 - lost}" in rule.why
+    assert rule.why.count("0" * 10) == min(lost, 5)
+    assert gate.passes(list(found.values())) == (verdict == "pass")
+    none = rules(replace(champion, regression=np.where(labels, 0.1, 0.9)), candidate, images=images)
+    assert none["regression set"].verdict == "not comparable"
+
+
 def test_the_table_has_a_line_for_each_rule() -> None:
     found = list(rules(BASE, judged(mistakes(EVERYWHERE, 0.1), size=2 * 2**20)).values())
     lines = gate.table(found).splitlines()
-    assert len(lines) == 2 + len(found) == 9
+    assert len(lines) == 2 + len(found) == 10
     assert all(line.count("|") == 8 for line in lines)
     assert "| size | 0.00 MiB | 2.00 MiB | × 2097.15 | – | × 4.00 | fail |" in lines
 

@@ -14,13 +14,13 @@ import pytest
 import signing
 from PIL import Image
 
-from components import images, networks
+from components import images, integrity, networks
 from components.networks.familiarity import Familiarity
 from components.networks.inference import Scorer
 from components.serve import provenance
 from components.serve.check import find
 from components.serve.detector import FIELDS, Detector
-from components.serve.reference import FILES, Reference, keep
+from components.serve.reference import FILES, FOLDER, Reference, keep
 from components.stage import StageError
 
 ANY = Familiarity(np.ones(16), np.zeros((2, 16)), np.eye(16), np.ones(16), np.full(2, np.inf))
@@ -200,12 +200,18 @@ def test_the_reference_asks_the_detector_for_the_size(tmp_path: Path) -> None:
     for name, low, high in (("small", 16, 64), ("large", 100, None)):
         (tmp_path / name).mkdir()
         made(tmp_path / name, scope={"min_side": low, "max_side": high}, threshold=0.1 if name == "small" else 0.9)
+        integrity.write(tmp_path / name)
     files = [picture(1, size=(40, 30)), picture(2, size=(200, 150)), b"broken", picture(3, size=(300, 80))]
     answers = Reference(tmp_path).score(files)
     assert [a["threshold"] for a in answers] == [0.1, 0.9, 0.1, 0.1]
     assert [bool(a["error"]) for a in answers] == [False, False, True, False]
     assert answers[3]["verdict"] == "uncertain" and "16 to 64 px" in answers[3]["warnings"][0]
     assert {a["model_version"] for a in answers} == {"reference"}
+
+
+def test_the_reference_detectors_are_those_that_were_kept() -> None:
+    for path in FOLDER.glob("*/decision.json"):
+        integrity.check(path.parent)
 
 
 def test_without_a_reference_the_way_out_is_named(tmp_path: Path) -> None:
@@ -223,5 +229,8 @@ def test_what_is_kept_as_a_reference_says_the_same_in_half_the_size(tmp_path: Pa
     assert kept == pytest.approx([row["probability"] for row in detector.score(pictures)], abs=2e-3)
     weights = [zipfile.ZipFile(tmp_path / f / FILES[0]).getinfo("model.weights.h5") for f in ("from", "models/small")]
     assert weights[1].compress_size < 0.7 * weights[0].file_size
+    (tmp_path / "models/small/decision.json").write_text("{}")
+    with pytest.raises(StageError, match=r"models/small: not the files of its SHA256SUMS: decision\.json was changed"):
+        Reference(tmp_path / "models")
     with pytest.raises(StageError, match="not here"):
         keep(tmp_path / "none", tmp_path / "from", tmp_path / "models/other")

@@ -225,7 +225,7 @@ def test_other_ways_to_be_wrong(front: Callable[..., Running]) -> None:
 def test_keys(front: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("two\nthree\n")
     monkeypatch.setenv(gateway.KEYS, "one")
-    monkeypatch.setenv(gateway.KEYS_FILE, str(tmp_path / "keys"))
+    monkeypatch.setenv(f"{gateway.KEYS}_FILE", str(tmp_path / "keys"))
     server = front(keys=tuple(gateway.keys()))
     body = json.dumps({"dataframe_records": [{"image": served.encoded(GOOD)}]})
 
@@ -241,13 +241,21 @@ def test_keys(front: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, tm
     for path in ("/metrics", "/version"):
         refused(requests.get(f"{server.url}{path}", timeout=60), 401, "API key")
         assert requests.get(f"{server.url}{path}", headers={"X-API-Key": "two"}, timeout=60).status_code == 200
-    monkeypatch.setenv(gateway.KEYS_FILE, str(tmp_path / "none"))
+    monkeypatch.setenv(f"{gateway.KEYS}_FILE", str(tmp_path / "none"))
     with pytest.raises(StageError, match="none"):
         gateway.keys()
-    monkeypatch.delenv(gateway.KEYS_FILE)
+    monkeypatch.delenv(f"{gateway.KEYS}_FILE")
     monkeypatch.setenv(gateway.KEYS, " ")
     with pytest.raises(StageError, match="no key"):
         gateway.keys()
+
+
+def test_every_answer_has_the_headers(front: Callable[..., Running]) -> None:
+    server = front()
+    for answer in (server.ask(GOOD), server.post("[]"), requests.get(f"{server.url}/none", timeout=60)):
+        assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
 
 
 def test_rate(front: Callable[..., Running]) -> None:
