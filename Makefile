@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run test lint lock bench clean
+.PHONY: run test lint lock audit sbom bench clean
 
 run: .venv/.ready
 	$(BIN)/trueframe run
@@ -20,6 +20,12 @@ bench: .venv/.ready
 lock: .venv/.ready
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--extra dev pyproject.toml -o requirements.lock
+
+audit: .venv/.ready
+	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip
+
+sbom: .venv/.ready
+	$(BIN)/cyclonedx-py requirements requirements.lock --output-file sbom.json
 
 .venv/.ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -63,3 +63,9 @@ def test_the_sbom_names_every_locked_package(tmp_path: Path) -> None:
     lock = (ROOT / "requirements.lock").read_text()
     locked = {(name.lower(), version) for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", lock, re.MULTILINE)}
     assert len(locked) > 100 and locked <= listed
+
+
+def test_every_locked_package_has_hashes() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    packages = re.split(r"^(?=[\w.-]+==)", lock, flags=re.MULTILINE)[1:]
+    assert len(packages) > 100 and all("--hash=sha256:" in package for package in packages)

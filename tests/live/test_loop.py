@@ -16,13 +16,32 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from harness import Project, free_port, stop, wait_for
+from harness import Project, clone, free_port, stop, wait_for
 from PIL import Image
 
 from components import shards
 from components.serve.detector import FIELDS
 
+MARK = "mark-of-a-secret"
+SECRETS = {
+    name: f"{MARK}-{name}"
+    for name in (
+        "AWS_SECRET_ACCESS_KEY",
+        "HF_TOKEN",
+        "KAGGLE_KEY",
+        "MLFLOW_TRACKING_PASSWORD",
+        "PGPASSWORD",
+        "TRUEFRAME_API_KEYS",
+        "TRUEFRAME_REVIEW_KEYS",
+    )
+}
 STAGES = ["validate", "preprocess", "train@small", "evaluate@small", "train@crop", "evaluate@crop", "ensemble@both"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, prefect_server: dict[str, str]) -> Project:
+    """A tiny project in whose environment there are secrets."""
+    return clone(tmp_path_factory.mktemp("project"), **prefect_server, **SECRETS)
 
 
 def ran(output: str) -> list[str]:
@@ -45,7 +64,7 @@ def test_a_run_ends_with_a_champion(project: Project) -> None:
     project.params = params
     output = project.ok("trueframe", "run", timeout=500)
     assert ran(output) == STAGES
-    assert "champion: trueframe version 1" in output
+    assert "champion: trueframe version 1" in output and MARK not in output
     assert "balanced accuracy" in output and "report:" in output and "trueframe check" in output
 
     registration = json.loads((project.root / "artifacts/registration.json").read_text())
@@ -101,6 +120,14 @@ def test_the_flow_publishes_what_came_out(project: Project) -> None:
     assert "balanced accuracy" in artifacts["retraining"]
     assert "champion" in artifacts["retraining"]
     assert "data_docs/index.html" in artifacts["data-docs"]
+
+
+def test_no_secret_is_left_anywhere(project: Project) -> None:
+    """Neither in the data, the artifacts, MLflow's store and files, nor in Prefect's database."""
+    folders = (project.root, Path(project.env["PREFECT_HOME"]))
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert {"mlflow.db", "prefect.db", "registration.json", "SHA256SUMS"} <= {path.name for path in files}
+    assert [path for path in files if MARK.encode() in path.read_bytes()] == []
 
 
 def test_nothing_new_runs_no_stage(project: Project) -> None:

@@ -405,7 +405,7 @@ def test_reports_train_or_are_proof_and_judge_nothing() -> None:
     copies["group"] = [f"g{n:03d}" for n in range(40)]
     fixed = pd.DataFrame({"source": "other", "split": ["train", "test"], "group": ["g001", "g003"]})
     everything = pd.concat([rows, told, copies, fixed], ignore_index=True)
-    split = splits.assign(everything, Preprocess(views=["16"], validation=0.2, test=0.2))
+    split = splits.assign(everything, SETTINGS)
 
     proof = everything["split"] == "regression"
     assert (split[proof] == "regression").all() and not (split[~proof] == "regression").any()
@@ -418,8 +418,6 @@ def test_reports_train_or_are_proof_and_judge_nothing() -> None:
     assert split[copied].tolist() == of_group[everything.loc[copied, "group"]].tolist()
     assert set(split[copied]) == {"train", "validation", "test"}
     # Other images keep their splits, whatever is reported.
-    before = splits.assign(
-        pd.concat([rows, fixed], ignore_index=True), Preprocess(views=["16"], validation=0.2, test=0.2)
-    )
+    before = splits.assign(pd.concat([rows, fixed], ignore_index=True), SETTINGS)
     kept = split[: len(rows)].notna()
     assert split[: len(rows)][kept].tolist() == before[: len(rows)][kept].tolist()

@@ -28,3 +28,17 @@ def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         os.utime(shelf.put(name, b"xxx"), (time.time() - 10 * age,) * 2)
     shelf.put("last", b"xxxx")
     assert {path.name for path in tmp_path.iterdir()} == {"new", "older", "last"}
+
+
+def test_uploads_end_where_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from starlette.responses import PlainTextResponse
+    from starlette.testclient import TestClient
+
+    monkeypatch.setattr(page, "_ROOM", 10)
+    client = TestClient(page._within(page.Limits(), tmp_path, PlainTextResponse("taken")))
+    assert client.post("/gradio_api/upload").status_code == 200
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some/picture.jpg").write_bytes(bytes(11))
+    refused = client.post("/gradio_api/upload")
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "600")
+    assert client.post("/gradio_api/queue/join").status_code == 200
