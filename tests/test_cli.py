@@ -49,6 +49,7 @@ def test_help_imports_nothing_heavy(folder: Path) -> None:
         "serve",
         "ui",
         "export",
+        "review",
         "models",
         "promote",
         "rollback",

@@ -3,8 +3,10 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from components.serve import page
 from components.serve.page import Shelf
@@ -42,3 +44,19 @@ def test_uploads_end_where_there_is_no_room(tmp_path: Path, monkeypatch: pytest.
     refused = client.post("/gradio_api/upload")
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "600")
     assert client.post("/gradio_api/queue/join").status_code == 200
+
+
+def test_a_request_without_files_is_small(tmp_path: Path) -> None:
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse
+    from starlette.testclient import TestClient
+
+    async def takes(scope: Any, receive: Any, send: Any) -> None:
+        body = await Request(scope, receive).body()
+        await PlainTextResponse(str(len(body)))(scope, receive, send)
+
+    client = TestClient(page._within(page.Limits(), tmp_path, takes))
+    assert client.post("/gradio_api/queue/join", content=bytes(2**20)).text == str(2**20)
+    assert client.post("/gradio_api/queue/join", content=bytes(2**20 + 1)).status_code == 413
+    with pytest.raises(ClientDisconnect):  # of unsaid length
+        client.post("/gradio_api/queue/join", content=(bytes(2**19) for _ in range(3)))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from components.serve.page.reviewers import Reviewers
 
 _ROOM = 2 * 2**30  # bytes of pictures, of reports, and of uploads that nobody asked about yet, at most
+_WORDS = 2**20  # bytes of a request that brings no file
 _CSP = "; ".join(
     (
         "default-src 'self'",
@@ -190,15 +191,34 @@ def _within(limits: Limits, uploads: Path, app: Any) -> Any:
         refusal = None
         if scope["type"] == "http" and scope["method"] == "POST":
             caller = (scope.get("client") or ("?",))[0]
+            is_upload = scope["path"].endswith("/upload")
+            most = limits.max_bytes * (limits.batch + 1) if is_upload else _WORDS
+            said = dict(scope["headers"]).get(b"content-length", b"")
             if wait := rate.wait(caller):
                 refusal = PlainTextResponse("Too many requests.", 429, {"Retry-After": str(round(wait + 1))})
-            elif scope["path"].endswith("/upload") and _size(uploads) > _ROOM:
+            elif said.isdigit() and int(said) > most:
+                refusal = PlainTextResponse("Too large.", 413)
+            elif is_upload and _size(uploads) > _ROOM:
                 refusal = PlainTextResponse("There is no room for pictures just now.", 503, {"Retry-After": "600"})
             else:
                 rate.take(caller)
+                receive = _up_to(most, receive)
         await (refusal or app)(scope, receive, send)
 
     return within
+
+
+def _up_to(most: int, receive: Any) -> Any:
+    """A request's body as far as that many bytes, where the request ends as if its sender had gone."""
+    taken = 0
+
+    async def bounded() -> Any:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        return message if taken <= most else {"type": "http.disconnect"}
+
+    return bounded
 
 
 def _size(folder: Path) -> int:

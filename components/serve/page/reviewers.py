@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import parse_qs
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -17,6 +18,7 @@ _COOKIE = "trueframe-review"
 _LASTS = 12 * 3600  # s
 _TRIES = 10  # keys a minute from one address
 _SHORTEST = 16  # characters of a key
+_LONGEST = 4096  # bytes of a form
 _MOST = 1000  # people inside
 _FORM = """<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
 <title>Review</title><style>:root{{color-scheme:light dark}}body{{font:1rem/1.5 system-ui,sans-serif;max-width:24rem;
@@ -69,8 +71,13 @@ class Reviewers:
             caller = request.client.host if request.client else "?"
             if self._rate.wait(caller):
                 return HTMLResponse(_FORM.format(problem="Too many keys; wait a minute."), 429)
-            form = await request.form(max_files=0, max_fields=2)
-            found = self._keys.find(str(form.get("key", "")).rpartition(":")[2].strip())
+            body = b""
+            async for part in request.stream():
+                body += part
+                if len(body) > _LONGEST:
+                    return HTMLResponse(_FORM.format(problem="This is no key."), 413)
+            [said, *_] = parse_qs(body.decode(errors="replace")).get("key", [""])
+            found = self._keys.find(said.rpartition(":")[2].strip())
             if found is None:
                 self._rate.take(caller)
                 return HTMLResponse(_FORM.format(problem="This is no key."), 401)
