@@ -135,7 +135,7 @@ class _Member(tarfile.TarInfo):
     def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _DESCRIBING and self.size > _DESCRIPTION:
             raise tarfile.ReadError(f"a description of {self.size:,} bytes")
-        return super()._proc_member(tarfile_)  # type: ignore[misc, no-any-return]
+        return super()._proc_member(tarfile_)  # type: ignore[misc]
 
 
 def _unpacked(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:

@@ -219,7 +219,7 @@ def _gathered(networks: dict[str, Path], folder: Path) -> Path:
 
 def _each(files: Iterable[Path]) -> dict[str, Path]:
     """Files, and those in folders, by the names that they have beside each other."""
-    found = {}
+    found: dict[str, Path] = {}
     for file in files:
         parts = file.rglob("*") if file.is_dir() else [file]
         found |= {part.relative_to(file.parent).as_posix(): part for part in parts if part.is_file()}

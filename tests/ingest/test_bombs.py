@@ -15,8 +15,8 @@ import pytest
 from components.ingest import readers
 from components.stage import StageError
 
-LARGE = 512 * 2**20  # bytes that a bomb unpacks to
-ROOM = 200 * 2**20  # bytes of memory that reading it may add
+LARGE = 256 * 2**20  # bytes that a bomb unpacks to
+ROOM = 120 * 2**20  # bytes of memory that reading it may add
 READ = """
 import resource, sys
 from pathlib import Path

@@ -51,7 +51,7 @@ def test_a_visitor_s_report_waits_and_the_review_is_not_for_visitors(
     url, folder = site
     opened.goto(url)
     opened.wait_for_selector("#picture input[type=file]", state="attached")
-    data = {"name": "<b>dog</b>.jpg", "mimeType": "image/jpeg", "buffer": jpeg(1, (300, 200))}
+    data = {"name": "dog.jpg", "mimeType": "image/jpeg", "buffer": jpeg(1, (300, 200))}
     opened.set_input_files("#picture input[type=file]", data)
     opened.wait_for_selector("#resaves table")
     opened.click("#wrong button")
@@ -98,7 +98,7 @@ def test_a_reviewer_decides_by_keyboard(
 
     # The oldest first, everything of it as text, the picture drawn.
     shown = opened.inner_text("#reported")
-    assert "<i>six fingers</i>" in shown and "<b>dog</b>.jpg" in shown and "reported as\tAI-generated" in shown
+    assert "<i>six fingers</i>" in shown and "name of the file\tdog.jpg" in shown and "reported as\tAI-generated" in shown
     assert opened.evaluate("document.querySelector('#reported img').naturalWidth") == 300
     opened.evaluate(axe)
     found = opened.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
