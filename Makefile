@@ -22,7 +22,7 @@ lock: .venv/.ready
 		--extra dev pyproject.toml -o requirements.lock
 
 audit: .venv/.ready
-	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip
+	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict
 
 sbom: .venv/.ready
 	$(BIN)/cyclonedx-py requirements requirements.lock --output-file sbom.json

@@ -1,16 +1,18 @@
 """Who may do what in a registry with MLflow's own authentication on."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import served
-from harness import ROOT, Project, free_port, stop, wait_for
+from harness import Project, free_port, stop, wait_for
+
+from components.register import registry as module
+from components.register.registry import Registry
+from components.stage import StageError
 
 pytest.importorskip("flask_wtf", reason="mlflow[auth] is not installed")
 ADMIN = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "the password of the admin"}
@@ -65,9 +67,23 @@ def admin(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import mlflow
     from mlflow.server import get_app_client
 
+    before = mlflow.get_tracking_uri()
     for name, value in ADMIN.items():
         monkeypatch.setenv(name, value)
     yield mlflow.MlflowClient(shared.uri, shared.uri), get_app_client("basic-auth", tracking_uri=shared.uri)
+    mlflow.set_tracking_uri(before)
+
+
+def registry(user: str, shared: Shared, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """The registry as a user sees it."""
+    import mlflow
+
+    monkeypatch.setattr(module, "_SETTLE", 0)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", f"the password of {user}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", shared.uri)
+    mlflow.set_tracking_uri(shared.uri)
+    return Registry("trueframe")
 
 
 def one_line(done: subprocess.CompletedProcess[str], says: str) -> None:
@@ -76,7 +92,9 @@ def one_line(done: subprocess.CompletedProcess[str], says: str) -> None:
     assert "password of" not in done.stdout + done.stderr
 
 
-def test_who_only_reads_sees_everything_and_moves_nothing(shared: Shared, admin: Any) -> None:
+def test_who_only_reads_sees_everything_and_moves_nothing(
+    shared: Shared, admin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client, users = admin
     client.create_experiment("trueframe")
     client.create_registered_model("trueframe")
@@ -85,29 +103,25 @@ def test_who_only_reads_sees_everything_and_moves_nothing(shared: Shared, admin:
     client.set_registered_model_alias("trueframe", "champion", "1")  # as the MLflow UI does: there is a move to note
     for name in ("rita", "emil"):
         users.create_user(name, f"the password of {name}")
-    users.create_registered_model_permission("trueframe", "emil", "EDIT")
+    users.grant_user_permission("emil", "registered_model", "trueframe", "EDIT")
 
-    listed = shared.run("rita", "models")
-    assert listed.returncode == 0, listed.stderr
-    assert "champion" in listed.stdout
+    rita = registry("rita", shared, monkeypatch)
+    assert [version.aliases for version in rita.versions()] == [[], ["champion"]]
+    assert rita.history() == [], "nothing is noted in her name"
+    with pytest.raises(StageError, match="the MLflow server doesn't allow it to rita"):
+        rita.challenge("2")
     one_line(shared.run("rita", "promote", "2"), "the MLflow server doesn't allow it to rita")
-    one_line(shared.run("rita", "rollback"), "no earlier champion")
     assert client.get_registered_model("trueframe").aliases == {"champion": "1"}
-    assert not client.get_registered_model("trueframe").tags, "nothing was noted in her name"
 
     done = shared.run("emil", "promote", "2", "--reason", "better")
     assert done.returncode == 0 and "version 2 is the champion" in done.stdout, done.stderr
-    history = shared.run("emil", "models", "--history").stdout
-    assert "emil@" in history and "better" in history
-    one_line(shared.run("rita", "rollback"), "the MLflow server doesn't allow it to rita")
+    rita = registry("rita", shared, monkeypatch)
+    noted = [(event.version, event.how, event.by.split("@")[0], event.reason) for event in rita.history()]
+    assert noted == [("1", "found", "emil", ""), ("2", "promoted", "emil", "better")]
+    with pytest.raises(StageError, match="the MLflow server doesn't allow it to rita"):
+        rita.rollback()
     assert client.get_registered_model("trueframe").aliases == {"champion": "2"}
 
 
 def test_who_is_nobody_sees_nothing(shared: Shared) -> None:
     one_line(shared.run("rita", "models", password="a guess"), "the MLflow server doesn't know rita, or the password")
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    env |= {"MLFLOW_TRACKING_URI": shared.uri, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "flows.cli", "models"]
-    done = subprocess.run(command, cwd=shared.home.root, env=env, capture_output=True, text=True, timeout=200)
-    one_line(done, "the MLflow server doesn't know who asks")
-    assert Path(shared.home.root, "params.yaml").exists()
