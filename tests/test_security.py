@@ -1,7 +1,6 @@
 """What docs/security.md promises beyond the parts that have tests of their own."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -57,8 +56,8 @@ def test_a_password_among_the_settings_is_refused_and_not_repeated(tmp_path: Pat
 def test_the_sbom_names_every_locked_package(tmp_path: Path) -> None:
     pytest.importorskip("cyclonedx_py", reason="cyclonedx-bom is not installed")
     out = tmp_path / "sbom.json"
-    command = [sys.executable, "-m", "cyclonedx_py", "requirements", "requirements.lock", "--output-file", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=dict(os.environ))
+    command = [sys.executable, "-m", "cyclonedx_py", "requirements", "requirements.lock", "--no-validate"]
+    subprocess.run([*command, "--output-file", str(out)], cwd=ROOT, check=True, capture_output=True)
     listed = {(one["name"].lower(), one.get("version")) for one in json.loads(out.read_text())["components"]}
     lock = (ROOT / "requirements.lock").read_text()
     locked = {(name.lower(), version) for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", lock, re.MULTILINE)}
