@@ -213,7 +213,7 @@ class _Service:
         Raises:
             StageError: it can't be loaded; the servers before go on.
         """
-        threads = max(1, (os.cpu_count() or 1) // self.workers)
+        cores = os.cpu_count() or 1
         model = f"models:/{self.registry.name}/{version}"
         threads = max(1, cores // (self.workers * CALLS))  # more of them cost a small network a third of its time
         folder = Path(tempfile.mkdtemp(prefix="trueframe-serve-"))  # a model server that ends needs no registry again
