@@ -29,7 +29,7 @@ def only_run(folder: Path, *, wait: Callable[[str], object] | None = None, what:
             file.seek(0)
             said = f"{what} (process {file.read().strip()}) is at work here"
             if wait is None:
-                raise StageError(f"{said}; wait for it") from None
+                raise StageError(f"{said}; wait for it, or end it") from None
             wait(f"{said}; this one waits for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)

@@ -284,6 +284,7 @@ def _go_on(
         alone: whether no other machine works for this server, so that what runs without a process here is dead.
     """
     from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.objects import State
     from prefect.states import AwaitingRetry, Crashed
 
     types = [*(["CRASHED"] if since else []), *(["RUNNING", "PENDING"] if alone else [])]
@@ -296,7 +297,7 @@ def _go_on(
         if not run.state.is_crashed() and _alive(run):
             continue
         if run.run_count > _TRIES:
-            state = Crashed(message=f"its worker ended {run.run_count} times while it ran")
+            state: State[Any] = Crashed(message=f"its worker ended {run.run_count} times while it ran")
         else:
             state = AwaitingRetry(message="it ended with its worker, and goes on with the next")
             show(f"the run {run.name} ended with its worker; it goes on with the next")
