@@ -78,12 +78,12 @@ def run(port: int, chosen: Iterable[str], show: Callable[[Any], object]) -> None
 
         client = stack.enter_context(get_client(sync_client=True))
         workers = [_worker(name) for name in _pools(client, pools, show)]
-        stack.callback(_end, client, declared, workers, own)
-        for worker in workers:
-            worker.start()
         _deploy(client, declared)
         if own:
             _go_on(client, declared, None, show)
+        stack.callback(_end, client, declared, workers, own)
+        for worker in workers:
+            worker.start()
         show(_table(client, declared))
         show(f"Prefect: {url.removesuffix('/api')}; Ctrl-C ends what runs here, and the next start goes on with it")
         if own:

@@ -81,8 +81,8 @@ def scheduled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scheduled]:
     root = tmp_path_factory.mktemp("scheduled")
     quick = {
         "PREFECT_PROFILES_PATH": os.devnull,
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
-        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
+        "PREFECT_WORKER_QUERY_SECONDS": "3",
+        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "5",
     }
     project = clone(root / "project", **quick)
     params = project.params
@@ -91,7 +91,7 @@ def scheduled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scheduled]:
     file = project.root / "prefect.yaml"
     prefect = yaml.safe_load(file.read_text())
     prefect["deployments"] = [d for d in prefect["deployments"] if (ROOT / d["entrypoint"].split(":")[0]).exists()]
-    prefect["deployments"][0]["schedules"] = [{"interval": 5}]
+    prefect["deployments"][0]["schedules"] = [{"interval": 20}]
     file.write_text(yaml.safe_dump(prefect))
     found = Scheduled(project, free_port())
     try:
