@@ -83,6 +83,7 @@ def scheduled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scheduled]:
         "PREFECT_PROFILES_PATH": os.devnull,
         "PREFECT_WORKER_QUERY_SECONDS": "3",
         "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "5",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_MAX_RUNS": "2",  # planned at once, not all of an hour's
     }
     project = clone(root / "project", **quick)
     params = project.params
