@@ -49,7 +49,7 @@ class Scheduled:
     def ask(self, path: str, body: dict | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.api}/{path}", data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=200) as answer:
             return json.loads(answer.read() or "null")
 
     def run(self, number: str) -> dict:
