@@ -176,6 +176,19 @@ def tune(
 
 
 @app.command()
+def schedule(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="of the Prefect server, where none is set")] = 4200,
+    pool: Annotated[
+        list[str] | None, typer.Option(help="whose runs are done on this machine; without it all of prefect.yaml's")
+    ] = None,
+) -> None:
+    """What prefect.yaml says, when it says so: pools, deployments, workers, and a Prefect server where none is set."""
+    from flows import schedule as schedules
+
+    schedules.run(port, pool or [], console.print)
+
+
+@app.command()
 def generalise(
     model: Annotated[str, typer.Argument(help="a key of train.models")],
     by: Annotated[Literal["generator", "source"], typer.Option(help="what is left out, one after the other")] = (
@@ -447,10 +460,11 @@ def _place(where: str) -> str:
 
 
 def _prepare_flow() -> None:
-    """Set Prefect up, and let this process end in order, or Prefect's temporary server would outlive it."""
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    """See that there is a Prefect server, and let this process end in order when it is told to."""
+    from flows import server
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    server.at_hand()
 
 
 def _registry() -> Any:

@@ -95,6 +95,22 @@ def dvc(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "dvc", *arguments]
 
 
+def with_parent(command: list[str]) -> list[str]:
+    """A command as one that is told to end when the process that starts it ends, however that ends (on Linux).
+
+    To the kernel the parent is the thread that starts it, which has to be one that lasts. (A `preexec_fn` would do the
+    same, and can lock up a process with several threads.)
+    """
+    if sys.platform != "linux":
+        return command
+    program = (
+        "import ctypes, os, sys\n"
+        f"ctypes.CDLL(None).prctl(1, {signal.SIGTERM:d})\n"  # PR_SET_PDEATHSIG
+        f"if os.getppid() == {os.getpid()}: os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    return [sys.executable, "-I", "-S", "-c", program, *command]
+
+
 def stale(*names: str) -> bool:
     """Whether a stage has to run, by DVC's reckoning; any stage, where none is named."""
     answer = subprocess.run(dvc("status", "--json", *names), env=environment(), capture_output=True, text=True)

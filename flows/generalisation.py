@@ -12,7 +12,7 @@ from components import params
 from components.evaluate import generalisation
 from components.evaluate.generalisation import By
 from components.stage import StageError
-from flows import commands, locks
+from flows import commands, limits
 
 INDEX, ARRAYS, ROOT = Path("artifacts/index.parquet"), Path("artifacts/arrays"), Path("artifacts/generalisation")
 
@@ -37,18 +37,18 @@ def leave_out(model: str, group: str, folder: Path) -> State[Any]:
 
 
 @flow(name="generalise", persist_result=False)
-def generalise(model: str, by: By = "generator") -> State[Any]:
-    """Leave out each generator (or source), and write the table."""
+def generalise(model: str, by: By = "generator", hours: float | None = None) -> State[Any]:
+    """Leave out each generator (or source), and write the table; in so many hours at most."""
     try:
         settings = params.load()
         if model not in settings.train.models:
             raise StageError(f"train.models has no {model!r}; it has {', '.join(settings.train.models)}")
         if not INDEX.exists():
             raise StageError(f"{INDEX}: not here; `trueframe run` or `dvc repro preprocess` makes it")
-        with locks.only_run(Path("artifacts")):
+        with limits.bounded(hours):
             return _steps(settings, model, by)
     except StageError as error:
-        return Failed(message=str(error))
+        return limits.failed(error)
 
 
 def _steps(settings: params.Params, model: str, by: By) -> State[Any]:

@@ -14,7 +14,7 @@ from prefect.states import Completed, Failed
 from components import params
 from components.register import gate
 from components.stage import StageError
-from flows import commands, doctor, locks
+from flows import commands, doctor, limits
 
 SOLO = ("validate", "preprocess")
 EACH = ("train", "evaluate")
@@ -27,7 +27,13 @@ def stages(models: Iterable[str], ensembles: Iterable[str] = ()) -> list[str]:
     return [*SOLO, *each, *(f"ensemble@{ensemble}" for ensemble in ensembles)]
 
 
-@task(task_run_name="ingest", cache_policy=NO_CACHE)
+@task(
+    task_run_name="ingest",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[60, 600],
+    retry_condition_fn=limits.retried,
+)
 def ingest() -> State[Any]:
     """Bring in what is new in the sources."""
     return run_command(commands.stage("ingest"))
@@ -84,14 +90,13 @@ def publish(candidates: Iterable[str]) -> None:
 
 
 @flow(name="retrain", persist_result=False)
-def retrain() -> State[Any]:
-    """Ingest, version, push, validate, preprocess, train, evaluate, register, share."""
+def retrain(hours: float | None = None) -> State[Any]:
+    """Ingest, version, push, validate, preprocess, train, evaluate, register, share; in so many hours at most."""
     try:
-        train = params.load().train
-        with locks.only_run(Path("artifacts")):
-            return _steps(train)
+        with limits.bounded(hours):
+            return _steps(params.load().train)
     except StageError as error:
-        return Failed(message=str(error))
+        return limits.failed(error)
 
 
 def prepare() -> tuple[State[Any] | None, bool]:

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import ctypes
 import io
 import os
 import re
@@ -102,24 +101,15 @@ class _Server:
             self.port = int(probe.getsockname()[1])
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--timeout", str(round(self.seconds))]
         self.process = await asyncio.create_subprocess_exec(
-            *[
-                sys.executable,
-                "-m",
-                "mlflow",
-                "models",
-                "serve",
-                "-m",
-                str(self.files),
-                "--env-manager",
-                "local",
-                *where,
-            ],
+            *commands.with_parent(
+                [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(self.files), "--env-manager", "local"]
+                + where
+            ),
             env=commands.environment() | _quiet() | _threads(self.threads),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,  # so that an interrupt reaches the gateway alone, and a group can be ended
-            preexec_fn=_die_with_parent,
         )
         self._reader = asyncio.create_task(self._read(self.process.stdout))
         if not self.wanted:  # another version took its place meanwhile
@@ -402,12 +392,6 @@ def _threads(n: int) -> dict[str, str]:
 def _quiet() -> dict[str, str]:
     """MLflow's server without a line for each request, and with connections that outlast the gateway's."""
     return {"UVICORN_ACCESS_LOG": "false", "UVICORN_LOG_LEVEL": "warning", "UVICORN_TIMEOUT_KEEP_ALIVE": "75"}
-
-
-def _die_with_parent() -> None:
-    """In a child before its program: on Linux, end when the parent does, however it does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _signal(group: int, number: int) -> bool:

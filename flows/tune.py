@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from components.stage import StageError
-from flows import commands, locks, retrain, settings
+from flows import commands, limits, retrain, settings
 
 FOLDER = Path("artifacts/tuning")
 
@@ -24,10 +24,10 @@ def search(model: str, trials: int | None) -> State[Any]:
 
 
 @flow(name="tune", persist_result=False)
-def tune(model: str, trials: int | None = None, apply: bool = False) -> State[Any]:
-    """Search for the settings of one candidate; with `apply`, put the best into params.yaml."""
+def tune(model: str, trials: int | None = None, apply: bool = False, hours: float | None = None) -> State[Any]:
+    """Search for the settings of one candidate, in so many hours; with `apply`, put the best into params.yaml."""
     try:
-        with locks.only_run(Path("artifacts")):
+        with limits.bounded(hours):
             failed, _ = retrain.prepare()
             if failed is not None:
                 return Failed(message=failed.message)
@@ -35,7 +35,7 @@ def tune(model: str, trials: int | None = None, apply: bool = False) -> State[An
             if not state.is_completed():
                 return Failed(message=state.message)
     except StageError as error:
-        return Failed(message=str(error))
+        return limits.failed(error)
     best = json.loads((FOLDER / model / "best.json").read_text())
     table = "\n".join(f"| {key} | {value} |" for key, value in best["values"].items())
     create_markdown_artifact(

@@ -45,6 +45,7 @@ def test_help_imports_nothing_heavy(folder: Path) -> None:
         "run",
         "tune",
         "generalise",
+        "schedule",
         "check",
         "serve",
         "ui",

@@ -1,0 +1,55 @@
+"""What bounds a flow run: the other runs in its folder, and time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, get_run_logger, runtime
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Failed
+from prefect.utilities.timeout import timeout
+
+from components.stage import StageError
+from flows import locks
+
+
+class OutOfTime(StageError):
+    """A run took longer than it may."""
+
+
+class _Expired(TimeoutError):
+    pass
+
+
+@contextmanager
+def bounded(hours: float | None) -> Iterator[None]:
+    """Run alone in this folder, and no longer than so many hours.
+
+    A deployment's run waits for the one that is at work here; a person's is told of it.
+
+    Raises:
+        OutOfTime: the hours are over; what it was doing was ended.
+        StageError: another run is at work here.
+    """
+    with locks.only_run(Path("artifacts"), wait=get_run_logger().info if unattended() else None):
+        try:
+            with timeout(None if hours is None else hours * 3600, _Expired):
+                yield
+        except _Expired:
+            raise OutOfTime(f"not done within {hours:g} hours; the next run goes on where this one was") from None
+
+
+def failed(error: StageError) -> State[Any]:
+    """The state of a run that an error ended."""
+    return Failed(name="TimedOut" if isinstance(error, OutOfTime) else "Failed", message=str(error))
+
+
+def unattended() -> bool:
+    """Whether a deployment's run is at work, and nobody who could start it again."""
+    return runtime.deployment.id is not None
+
+
+def retried(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether a task that failed is tried again: a person would rather see why at once."""
+    return unattended()

@@ -1,0 +1,99 @@
+"""Prefect servers that this machine starts by itself: a temporary one for a run, a lasting one for the schedules."""
+
+import atexit
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+from components.stage import StageError
+from flows import commands
+
+HOST = "127.0.0.1"
+_START = 300.0  # s that a server may take to answer; the first one makes its database
+
+
+def at_hand() -> None:
+    """See that there is a server for the flows of this process: the one that is set, or a temporary one.
+
+    The temporary server keeps its runs in Prefect's own database, and ends with this process, however that ends:
+    Prefect's own would outlive a kill.
+
+    Raises:
+        StageError: it doesn't start.
+    """
+    if configured():
+        return
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = int(probe.getsockname()[1])
+    print(f"no Prefect server is set: a temporary server on http://{HOST}:{port}", file=sys.stderr, flush=True)
+    where = ["--host", HOST, "--port", str(port), "--log-level", "error", "--timeout-graceful-shutdown", "3"]
+    process = subprocess.Popen(
+        commands.with_parent(
+            [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", *where]
+        ),
+        # What Prefect says to its own temporary server: no page, no scheduler.
+        env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # so that an interrupt reaches the run alone, which still has something to tell it
+    )
+    atexit.register(_stop, process)
+    import prefect.flows  # noqa: F401  it takes its time, while the server starts
+
+    wait_for(f"http://{HOST}:{port}/api", process)
+    use(f"http://{HOST}:{port}/api")
+
+
+def configured() -> str | None:
+    """The address of the server that the environment or Prefect's profile names."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    from prefect.settings import PREFECT_API_URL
+
+    return PREFECT_API_URL.value()
+
+
+def use(url: str) -> None:
+    """Let this process, and those that it starts, use the server at this address."""
+    from prefect import context
+
+    os.environ["PREFECT_API_URL"] = url
+    context.refresh_global_settings_context()
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers at this address, were it with a refusal."""
+    try:
+        urllib.request.urlopen(f"{url}/health", timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a server that was started answers.
+
+    Raises:
+        StageError: it ended, or doesn't answer.
+    """
+    end = time.monotonic() + _START
+    while not answers(url):
+        if process.poll() is not None:
+            raise StageError(f"Prefect's server for {url} ended with code {process.returncode}; it says why above")
+        if time.monotonic() > end:
+            raise StageError(f"Prefect's server for {url} doesn't answer within {_START:.0f} s")
+        time.sleep(0.1)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5)
+    process.kill()
+    process.wait()
