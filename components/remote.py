@@ -7,11 +7,14 @@ stored; with one, nothing is.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -35,6 +38,8 @@ def run() -> None:
     parser.add_argument(
         "--resume", action="append", default=[], metavar="PATH", help="what to begin with as the last run left it"
     )
+    parser.add_argument("--checkpoint", metavar="PATH", help="what to begin with as a run left it that was killed")
+    parser.add_argument("--every", type=float, default=300, metavar="S", help="s between two looks at the checkpoint")
     parser.add_argument("command", nargs="+", help="after --")
     args = parser.parse_args()
 
@@ -46,7 +51,8 @@ def run() -> None:
     with tempfile.TemporaryDirectory(prefix="trueframe-") as folder:
         work = Path(folder)
         _prepare(work, args)
-        _work(work, args.command)
+        with _checkpointed(work, args):
+            _work(work, args.command)
         paths = dict.fromkeys([*args.resume, *(path for path, _ in args.keep)])
         stored = {path: store.put(work / path, args.store) for path in paths}
         for path in args.resume:
@@ -56,6 +62,8 @@ def run() -> None:
         for path, file in args.keep:
             _written(Path(file)).write_text(stored[path])
             print(f"{path}: {stored[path]}", flush=True)
+        if args.checkpoint:
+            store.forget(args.store, args.checkpoint)
 
 
 def _prepare(work: Path, args: argparse.Namespace) -> None:
@@ -63,11 +71,43 @@ def _prepare(work: Path, args: argparse.Namespace) -> None:
     for name in _LINKED:
         if Path(name).exists():
             (work / name).symlink_to(Path(name).resolve())
-    begin = [(path, uri) for path in args.resume if (uri := store.last(args.store, path))]
+    known = [*args.resume, *([args.checkpoint] if args.checkpoint else [])]
+    begin = [(path, uri) for path in known if (uri := store.last(args.store, path))]
     for path, uri in [*args.fetch, *begin]:
         store.get(uri, work / path)
         if path == "data":  # the version by which MLflow's runs and the registry name their data
             (work / "data.dvc").write_text(yaml.safe_dump({"outs": [{"md5": store.md5(uri), "path": "data"}]}))
+
+
+@contextlib.contextmanager
+def _checkpointed(work: Path, args: argparse.Namespace) -> Iterator[None]:
+    """Store the checkpoint every few minutes while a command runs."""
+    over = threading.Event()
+
+    def keep() -> None:
+        kept: object = {}
+        while not over.wait(args.every):
+            # Where it was written meanwhile, or the store is busy, the next one will do.
+            with contextlib.suppress(StageError, OSError), tempfile.TemporaryDirectory() as folder:
+                before = _listed(work / args.checkpoint)
+                copy = shutil.copytree(work / args.checkpoint, Path(folder) / "copy")
+                if before != kept and before == _listed(work / args.checkpoint):
+                    store.remember(args.store, args.checkpoint, store.put(copy, args.store))
+                    kept = before
+
+    thread = threading.Thread(target=keep, daemon=True)
+    if args.checkpoint:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if args.checkpoint:
+            thread.join()
+
+
+def _listed(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {p: ((found := p.stat()).st_mtime_ns, found.st_size) for p in folder.rglob("*") if p.is_file()}
 
 
 def _work(work: Path, command: list[str]) -> None:

@@ -111,6 +111,13 @@ def remember(store: str, name: str, uri: str) -> None:
         fs.pipe_file(f"{root}/last/{name}", f"{uri}\n".encode())
 
 
+def forget(store: str, name: str) -> None:
+    """Remember nothing under a name."""
+    fs, root = _opened(store)
+    with _explained(store), contextlib.suppress(FileNotFoundError):
+        fs.rm_file(f"{root}/last/{name}")
+
+
 def _opened(uri: str) -> tuple[Any, str]:
     """The file system of a URI, and the path in it."""
     import fsspec

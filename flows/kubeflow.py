@@ -55,6 +55,11 @@ class Stage:
         """What it does: `train`."""
         return self.name.partition("@")[0]
 
+    @property
+    def checkpoint(self) -> str | None:
+        """What it writes to be taken up again when it was killed."""
+        return f"artifacts/checkpoints/{self.name.partition('@')[2]}" if self.kind == "train" else None
+
 
 def stages() -> list[Stage]:
     """All steps for the settings of this folder, each after those that it needs something from.
@@ -188,6 +193,8 @@ def arguments(stage: Stage, given: Mapping[str, Any]) -> list[Any]:
     listed = ["--store", given["root"], "--settings", given["settings"]]
     for path in stage.resumes:
         listed += ["--resume", path]
+    if stage.checkpoint:
+        listed += ["--checkpoint", stage.checkpoint]
     for path in stage.needs:
         listed += ["--fetch", path, given[parameter(path)]]
     for path in stage.makes:

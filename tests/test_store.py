@@ -175,6 +175,27 @@ def test_a_command_that_fails_keeps_nothing(server: s3.Store, tmp_path: Path) ->
     assert alone.returncode == 1 and alone.stderr.startswith("error: MLFLOW_TRACKING_URI is not set")
 
 
+def test_a_command_that_was_killed_goes_on_from_its_checkpoint(server: s3.Store, tmp_path: Path) -> None:
+    code = (
+        "import time; state = Path('work/model/state'); state.parent.mkdir(parents=True, exist_ok=True); "
+        "print('begins with', state.read_text() if state.exists() else 'nothing', flush=True); "
+        "time.sleep(0 if state.exists() else 60 * bool(state.write_text('epoch 3')))"
+    )
+    options = ["--checkpoint", "work/model", "--every", "0.2"]
+    call = [sys.executable, "-m", "components.remote", "--store", HERE, "--settings", "", *options, "--", *python(code)]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "sqlite:///none.db"}
+    process = subprocess.Popen(call, cwd=ROOT, env=environment, start_new_session=True)
+    end = time.monotonic() + 60
+    while store.last(HERE, "work/model") is None:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = remote(tmp_path, *options, command=python(code))
+    assert done.returncode == 0 and done.stdout == "begins with epoch 3\n", done.stderr
+    assert store.last(HERE, "work/model") is None, "what has ended well isn't taken up again"
+
+
 def test_a_stage_ends_with_the_command_that_started_it(server: s3.Store, tmp_path: Path) -> None:
     code = (
         "import os, time; from components import stage\n"

@@ -48,8 +48,7 @@ def component(stage: kubeflow.Stage, image: str) -> Any:
 
 
 if __name__ == "__main__":
-    # A server's artifacts are in a place of their own; without one they would be beside the stage that made them.
-    tracking.connect()
+    tracking.connect()  # the stages' folders come and go; this is the one in which MLflow's artifacts are to be
     settings = params.load().kubeflow.model_copy(update={"image": "none", "root": sys.argv[1]})
     pipeline = kubeflow.pipeline(settings, component)
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(Path("local_outputs").resolve()))

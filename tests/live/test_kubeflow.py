@@ -44,12 +44,12 @@ def flow(tmp_path_factory: pytest.TempPathFactory, prefect_server: dict[str, str
 
 @pytest.fixture(scope="module")
 def cluster(
-    server: s3.Store, flow: Project, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory
+    server: s3.Store, flow: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Project, dict[str, str]]:
     """What stands for the cluster, after a run: the code and settings without any data; and what was made, as URIs."""
+    root = tmp_path_factory.mktemp("cluster")
     aws = {name: value for name, value in server.environment().items() if name.startswith("AWS_")}
-    env = {**aws, "MLFLOW_TRACKING_URI": mlflow_server, "TRUEFRAME_COMMIT": "c0ffee"}
-    project = clone(tmp_path_factory.mktemp("cluster"), **env)
+    project = clone(root, **aws, MLFLOW_TRACKING_URI=f"sqlite:///{root}/mlflow.db", TRUEFRAME_COMMIT="c0ffee")
     project.params = flow.params
     output = project.ok(sys.executable, str(Path(__file__).with_name("local_kubeflow.py")), BUCKET, timeout=900)
     made = dict(re.findall(r"^\s*(\S+): (s3://\S+)$", output, re.MULTILINE))
