@@ -392,8 +392,7 @@ def compile_pipeline(
     from flows import kubeflow as pipelines
 
     target = _from_start(out)
-    pipelines.compile_to(target, _kubeflow(image, root))
-    print(f"{target}: {len(pipelines.stages())} stages")
+    print(f"{target}: {pipelines.compile_to(target, _kubeflow(image, root))} stages")
 
 
 @kubeflow.command()

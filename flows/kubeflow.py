@@ -9,6 +9,7 @@ import inspect
 import re
 import shlex
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -271,15 +272,17 @@ def _configure(task: Any, stage: Stage, settings: Kubeflow) -> None:
         }
 
 
-def compile_to(path: Path, settings: Kubeflow) -> None:
-    """Write the pipeline as Kubeflow reads it.
+def compile_to(path: Path, settings: Kubeflow) -> int:
+    """Write the pipeline as Kubeflow reads it, and return how many stages it has.
 
     Raises:
         StageError: a setting is missing, or the name doesn't end in .yaml.
     """
     if path.suffix not in (".yaml", ".yml"):
         raise StageError(f"{path}: its name has to end in .yaml")
-    _kfp("compiler").Compiler().compile(pipeline(settings), str(path))
+    whole = pipeline(settings)
+    _kfp("compiler").Compiler().compile(whole, str(path))
+    return len(whole.pipeline_spec.root.dag.tasks)
 
 
 def submit(host: str | None, settings: Kubeflow) -> str:
@@ -300,7 +303,8 @@ def submit(host: str | None, settings: Kubeflow) -> str:
         file = Path(folder) / "pipeline.yaml"
         compile_to(file, settings)
         try:
-            client = kfp.Client(host=host)
+            with warnings.catch_warnings(action="ignore"):
+                client = kfp.Client(host=host)
             return str(client.create_run_from_pipeline_package(str(file), experiment_name="trueframe").run_id)
         except Exception as error:  # the client has none of its own for a server that isn't there
             reason = str(error).strip().splitlines()[0]

@@ -4,11 +4,18 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from dvc.repo import Repo
+
+from components.params import Kubeflow
+from components.stage import StageError
+from flows import kubeflow
 
 ROOT = Path(__file__).parents[1]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -36,26 +43,22 @@ def trueframe(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True)
 
 
-def compiled(folder: Path, settings: dict[str, Any]) -> list[Any]:
-    """The documents of the compiled pipeline: the pipeline, and what is for Kubernetes alone."""
-    (folder / "params.yaml").write_text(yaml.safe_dump(settings))
-    done = trueframe(folder, "kubeflow", "compile", "--image", IMAGE, "--root", STORE, "--out", "pipeline.yaml")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("pipeline.yaml: 12 stages\n")
-    return list(yaml.safe_load_all((folder / "pipeline.yaml").read_text()))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
     shutil.copy(ROOT / "dvc.yaml", folder)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=folder, check=True)
+    Repo.init(str(folder), no_scm=True).close()
     return folder
 
 
 @pytest.fixture(scope="module")
 def documents(folder: Path) -> list[Any]:
-    return compiled(folder, SETTINGS)
+    """What the command writes: the pipeline, and what is for Kubernetes alone."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(SETTINGS))
+    done = trueframe(folder, "kubeflow", "compile", "--image", IMAGE, "--root", STORE, "--out", "pipeline.yaml")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("pipeline.yaml: 11 stages\n")
+    return list(yaml.safe_load_all((folder / "pipeline.yaml").read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -169,15 +172,19 @@ def test_credentials_come_from_a_secret(documents: list[Any], tasks: dict[str, A
         assert {"secretKey": "MLFLOW_TRACKING_URI", "envVar": "MLFLOW_TRACKING_URI"} in secret["keyToEnv"]
 
 
-def settings_of(documents: list[Any]) -> dict[str, str]:
-    tasks = documents[0]["root"]["dag"]["tasks"].values()
-    said = {task["taskInfo"]["name"]: task["inputs"]["parameters"]["settings"] for task in tasks}
-    return {name: value["runtimeValue"]["constant"] for name, value in said.items()}
+def settings_of(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """What each stage is told."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings))
+    return {stage.name: stage.settings for stage in kubeflow.stages()}
 
 
-def test_a_setting_changes_only_the_stages_that_depend_on_it(folder: Path, documents: list[Any]) -> None:
-    before = settings_of(documents)
-    assert before["register"] == yaml.safe_dump(SETTINGS)
+def test_a_setting_changes_only_the_stages_that_depend_on_it(
+    folder: Path, tasks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    before = settings_of(folder, SETTINGS)
+    said = {name: task["inputs"]["parameters"]["settings"]["runtimeValue"]["constant"] for name, task in tasks.items()}
+    assert before == said and before["register"] == yaml.safe_dump(SETTINGS)
     for path, value, expected in (
         ("train.models.wide.epochs", 3, {"train@wide", "evaluate@wide", "ensemble@both", "register"}),
         ("register.min_gain", 0.1, {"register"}),
@@ -189,23 +196,27 @@ def test_a_setting_changes_only_the_stages_that_depend_on_it(folder: Path, docum
         for part in above:
             node = node.setdefault(part, {})
         node[last] = value
-        after = settings_of(compiled(folder, changed))
+        after = settings_of(folder, changed)
         assert {name for name in after if after[name] != before[name]} == expected, path
 
 
-def test_what_is_missing_is_said(folder: Path) -> None:
-    def refusal(*arguments: str, **section: Any) -> str:
-        (folder / "params.yaml").write_text(yaml.safe_dump({**SETTINGS, "kubeflow": section}))
-        done = trueframe(folder, "kubeflow", *arguments)
-        assert done.returncode == 1 and done.stderr.startswith("error: "), done.stderr
-        assert len(done.stderr.splitlines()) == 1
-        return done.stderr
+def test_what_is_missing_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "params.yaml").write_text(yaml.safe_dump(SETTINGS))
 
-    assert "kubeflow.image is not set" in refusal("compile", root=STORE)
-    assert "kubeflow.root is not set" in refusal("compile", image=IMAGE)
-    assert "kubeflow.root is 'here'" in refusal("compile", "--root", "here", image=IMAGE)
-    assert "has to end in .yaml" in refusal("compile", "--out", "pipeline.json", root=STORE, image=IMAGE)
-    assert "kubeflow.resources.train.memory" in refusal("compile", resources={"train": {"memory": "much"}})
-    assert "data: not here" in refusal("push", root=STORE)
-    with_nobody = refusal("submit", "--host", "http://127.0.0.1:9", root=STORE, image=IMAGE)
-    assert "Kubeflow Pipelines at http://127.0.0.1:9" in with_nobody
+    def refusal(do: Callable[[Kubeflow], object], **section: Any) -> str:
+        with pytest.raises(StageError) as caught:
+            do(Kubeflow(**section))
+        return str(caught.value)
+
+    assert "kubeflow.image is not set" in refusal(kubeflow.pipeline, root=STORE)
+    assert "kubeflow.root is not set" in refusal(kubeflow.pipeline, image=IMAGE)
+    assert "has to end in .yaml" in refusal(partial(kubeflow.compile_to, Path("pipeline.json")), root=STORE)
+    assert "data: not here" in refusal(kubeflow.push, root=STORE)
+    nobody = refusal(partial(kubeflow.submit, "http://127.0.0.1:9"), image=IMAGE, root=STORE)
+    assert nobody.startswith("Kubeflow Pipelines at http://127.0.0.1:9: ") and "\n" not in nobody
+
+    alike = json.loads(json.dumps(SETTINGS))
+    alike["train"]["models"]["crop_a"] = alike["train"]["models"]["crop-a"]
+    (folder / "params.yaml").write_text(yaml.safe_dump(alike))
+    assert "rename one" in refusal(kubeflow.pipeline, image=IMAGE, root=STORE)
