@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -31,7 +32,7 @@ def run() -> None:
     parser = argparse.ArgumentParser(prog="python -m components.remote", description=__doc__)
     parser.add_argument("--store", required=True, help="s3://BUCKET/PREFIX")
     parser.add_argument("--settings", required=True, help="the text of params.yaml")
-    pairs = {"nargs": 2, "action": "append", "default": []}
+    pairs: dict[str, Any] = {"nargs": 2, "action": "append", "default": []}
     parser.add_argument("--fetch", **pairs, metavar=("PATH", "URI"), help="what is to be there before")
     parser.add_argument("--keep", **pairs, metavar=("PATH", "FILE"), help="what to store, and where to write its URI")
     parser.add_argument("--copy", **pairs, metavar=("PATH", "FILE"), help="what to copy to another file")

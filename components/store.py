@@ -120,7 +120,7 @@ def forget(store: str, name: str) -> None:
 
 def _opened(uri: str) -> tuple[Any, str]:
     """The file system of a URI, and the path in it."""
-    import fsspec
+    import fsspec  # type: ignore[import-untyped]
 
     try:
         if "://" not in uri:
