@@ -294,13 +294,12 @@ class Serve(Section):
     poll_s: float = Field(5, gt=0, description="s between two looks at the registry with --follow")
 
 
-Quantity = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
-
-
 class Resources(Section):
     """What a stage's pod asks for."""
 
-    cpu: Quantity = Field("2", pattern=r"^(\d+|\d*\.\d+|\d+m)$", description="cores, or thousandths of one: 500m")
+    cpu: Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)] = Field(
+        "2", pattern=r"^(\d+|\d*\.\d+|\d+m)$", description="cores, or thousandths of one: 500m"
+    )
     memory: str = Field("8Gi", pattern=r"^\d+([EPTGMK]i?)?$", description="at most")
     gpus: int = Field(0, ge=0)
 
