@@ -139,6 +139,7 @@ def _md5(file: Path) -> str:
 @contextlib.contextmanager
 def _explained(uri: str) -> Iterator[None]:
     """What goes wrong on the way to the store, as one line that says what to do."""
+    from aiohttp import ClientError
     from botocore.exceptions import BotoCoreError, NoCredentialsError
 
     try:
@@ -150,7 +151,7 @@ def _explained(uri: str) -> Iterator[None]:
             f"{uri}: access denied ({error}); AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the pod's role, need the "
             "right to list, read and write there"
         ) from None
-    except (OSError, BotoCoreError) as error:
+    except (OSError, BotoCoreError, ClientError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise StageError(

@@ -114,7 +114,7 @@ def test_what_is_wrong_is_said_in_one_line(server: s3.Store, folder: Path, tmp_p
     assert "not there" in refusal(f"s3://nobucket/files/md5/00/{'0' * 30}.dir")
     assert "no URI of stored content" in refusal("s3://bucket/data")
     assert "no place for a store" in refusal("ftpx://bucket/files/md5/00/11")
-    with server.down():
+    with server.failing("drop", "/files/md5/"):
         assert "run the same command again" in refusal()
     server.put("bucket", {uri.removeprefix("s3://bucket/"): b"other"})
     assert "damaged" in refusal()
