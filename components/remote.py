@@ -54,9 +54,10 @@ def run() -> None:
         _prepare(work, args)
         with _checkpointed(work, args):
             _work(work, args.command)
-        paths = dict.fromkeys([*args.resume, *(path for path, _ in args.keep)])
+        resumed = [path for path in args.resume if (work / path).exists()]
+        paths = dict.fromkeys([*resumed, *(path for path, _ in args.keep)])
         stored = {path: store.put(work / path, args.store) for path in paths}
-        for path in args.resume:
+        for path in resumed:
             store.remember(args.store, path, stored[path])
         for path, file in args.copy:
             _written(Path(file)).write_bytes((work / path).read_bytes())

@@ -321,7 +321,8 @@ def push(settings: Kubeflow) -> str:
         StageError: no store is named, it can't be reached, or there is no data here.
     """
     root = _root(settings)
-    stored = {path: store.put(Path(path), root) for path in _STATE}
+    here = [path for path in _STATE if path == "data" or Path(path).exists()]  # who pulled the data has no receipts
+    stored = {path: store.put(Path(path), root) for path in here}
     for path, uri in stored.items():
         store.remember(root, path, uri)
     return stored["data"]

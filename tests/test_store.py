@@ -147,7 +147,7 @@ def test_a_command_between_fetching_and_keeping(server: s3.Store, folder: Path, 
         "Path('data').iterdir()))); print(Path('data.dvc').read_text())"
     )
     said = tmp_path / "kfp/out"
-    options = ["--fetch", "data", data, "--resume", "log", "--keep", "out", str(said)]
+    options = ["--fetch", "data", data, "--resume", "log", "--resume", "nothing", "--keep", "out", str(said)]
     for times in (1, 2):
         done = remote(tmp_path, *options, "--copy", "out/seen", str(tmp_path / "shown"), command=python(code))
         assert done.returncode == 0, done.stderr
