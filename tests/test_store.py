@@ -96,7 +96,7 @@ def stored(server: s3.Store) -> list[str]:
 
 
 def test_what_is_wrong_is_said_in_one_line(server: s3.Store, folder: Path, tmp_path: Path) -> None:
-    uri = store.put(folder / "a-b.parquet", HERE)
+    uri = store.put(folder / "a-b.parquet", "s3://bucket/wrong")
 
     def refusal(uri: str = uri) -> str:
         with pytest.raises(StageError) as caught:
@@ -110,7 +110,7 @@ def test_what_is_wrong_is_said_in_one_line(server: s3.Store, folder: Path, tmp_p
         assert "access denied" in refusal()
     with server.failing("error", "/files/md5/"):
         assert "run the same command again" in refusal()
-    assert "not there" in refusal(f"{HERE}/files/md5/00/{'0' * 30}")
+    assert "not there" in refusal("s3://bucket/wrong/files/md5/00/1122")
     assert "not there" in refusal(f"s3://nobucket/files/md5/00/{'0' * 30}.dir")
     assert "no URI of stored content" in refusal("s3://bucket/data")
     assert "no place for a store" in refusal("ftpx://bucket/files/md5/00/11")
