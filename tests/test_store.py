@@ -189,7 +189,7 @@ def test_a_command_that_was_killed_goes_on_from_its_checkpoint(server: s3.Store,
     )
     options = ["--checkpoint", "work/model", "--every", "0.2"]
     call = [sys.executable, "-m", "components.remote", "--store", HERE, "--settings", "", *options, "--", *python(code)]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": "sqlite:///none.db"}
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "sqlite:///none.db", "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(call, cwd=ROOT, env=environment, start_new_session=True)
     end = time.monotonic() + 60
     while store.last(HERE, "work/model") is None:
@@ -208,7 +208,7 @@ def test_a_stage_ends_with_the_command_that_started_it(server: s3.Store, tmp_pat
         "print(os.getpid(), flush=True)\nstage.main(lambda: time.sleep(60))"
     )
     call = [sys.executable, "-m", "components.remote", "--store", HERE, "--settings", "", "--", "python", "-c", code]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": "sqlite:///none.db"}
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "sqlite:///none.db", "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(call, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     pid = int(process.stdout.readline())
