@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from components.stage import StageError
 
@@ -301,6 +301,48 @@ class Serve(Section):
     poll_s: float = Field(5, gt=0, description="s between two looks at the registry with --follow")
 
 
+class Resources(Section):
+    """What a stage's pod asks for."""
+
+    cpu: Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)] = Field(
+        "2", pattern=r"^(\d+|\d*\.\d+|\d+m)$", description="cores, or thousandths of one: 500m"
+    )
+    memory: str = Field("8Gi", pattern=r"^\d+([EPTGMK]i?)?$", description="at most")
+    gpus: int = Field(0, ge=0)
+
+
+Stage = Literal["ingest", "validate", "preprocess", "train", "evaluate", "ensemble", "register"]
+_RESOURCES: dict[Stage, Resources] = {"train": Resources(cpu="4", memory="16Gi", gpus=1)}
+
+
+class Kubeflow(Section):
+    """The pipeline for Kubeflow."""
+
+    image: str | None = Field(None, description="of the containers")
+    root: str | None = Field(
+        None, pattern=r"^[a-z0-9]+://[^/]+", description="s3://BUCKET/PREFIX for what stages pass on to each other"
+    )
+    resources: Annotated[dict[Stage, Resources], AfterValidator(lambda given: {**_RESOURCES, **given})] = Field(
+        _RESOURCES, description="by stage"
+    )
+    accelerator: str = Field("nvidia.com/gpu", description="what a GPU is called in the cluster")
+    retries: int = Field(2, ge=0, description="of a stage that failed")
+    cache: bool = Field(True, description="whether a pure stage whose inputs were seen before is left out")
+    secret: str | None = Field("trueframe", description="of Kubernetes, with the environment of the stages")
+    secret_keys: list[str] = Field(
+        [
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_ENDPOINT_URL_S3",
+            "AWS_DEFAULT_REGION",
+            "MLFLOW_TRACKING_URI",
+            "MLFLOW_TRACKING_USERNAME",
+            "MLFLOW_TRACKING_PASSWORD",
+        ],
+        description="variables that the secret may hold",
+    )
+
+
 class Params(Section):
     """Every setting, one section a stage. Those that DVC watches have to be there, if only as `{}`."""
 
@@ -312,6 +354,7 @@ class Params(Section):
     register_: Register = Field(Register(), alias="register")
     tune: Tune = Tune()
     serve: Serve = Serve()
+    kubeflow: Kubeflow = Kubeflow()
 
     @model_validator(mode="after")
     def _no_password(self) -> Self:

@@ -16,6 +16,8 @@ import yaml
 from components.stage import StageError, refused
 
 EXPERIMENT = "trueframe"
+COMMIT = "TRUEFRAME_COMMIT"
+"""The variable by which an image, which has no repository, knows the commit it was built from."""
 _CODE = ("components", "dvc.yaml")
 
 
@@ -101,6 +103,8 @@ def lineage(params: Path = Path("params.yaml")) -> dict[str, str]:
     if commit:
         tags["git_commit"] = commit
         tags["git_dirty"] = str(bool(_git("status", "--porcelain", "--", *_CODE))).lower()
+    elif COMMIT in os.environ:
+        tags["git_commit"] = os.environ[COMMIT]
     data = Path("data.dvc")
     if data.exists():
         tags["data_md5"] = yaml.safe_load(data.read_text())["outs"][0]["md5"]

@@ -21,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+kubeflow = typer.Typer(help="The retraining as a pipeline for Kubeflow.", no_args_is_help=True)
+app.add_typer(kubeflow, name="kubeflow")
 # Where nobody looks at a terminal, in a log or a pipe, no cell is cut off.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 VERSIONED = "data.dvc names this version of the data; commit it with git"
@@ -414,6 +416,53 @@ def doctor() -> None:
     console.print(table)
     if not healthy:
         raise SystemExit(1)
+
+
+Image = Annotated[str | None, typer.Option(help="of the containers, instead of kubeflow.image")]
+Root = Annotated[str | None, typer.Option(help="s3://BUCKET/PREFIX, instead of kubeflow.root")]
+
+
+@kubeflow.command(name="compile")
+def compile_pipeline(
+    out: Annotated[Path, typer.Option(help="file to write")] = Path("pipeline.yaml"),
+    image: Image = None,
+    root: Root = None,
+) -> None:
+    """Write the pipeline for the settings of this folder."""
+    from flows import kubeflow as pipelines
+
+    target = _from_start(out)
+    print(f"{target}: {pipelines.compile_to(target, _kubeflow(image, root))} stages")
+
+
+@kubeflow.command()
+def submit(
+    host: Annotated[
+        str | None, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="address of Kubeflow Pipelines")
+    ] = None,
+    image: Image = None,
+    root: Root = None,
+) -> None:
+    """Run the pipeline now."""
+    from flows import kubeflow as pipelines
+
+    print(f"run {pipelines.submit(host, _kubeflow(image, root))}")
+
+
+@kubeflow.command()
+def push(root: Root = None) -> None:
+    """Let the next run of the pipeline begin with the data of this folder."""
+    from flows import kubeflow as pipelines
+
+    print(pipelines.push(_kubeflow(None, root)))
+
+
+def _kubeflow(image: str | None, root: str | None) -> Any:
+    """The section of the settings, with what the command said."""
+    from components.params import load
+
+    said = {"image": image, "root": root}
+    return load().kubeflow.model_copy(update={key: value for key, value in said.items() if value})
 
 
 def main() -> None:
