@@ -294,6 +294,14 @@ class Serve(Section):
     poll_s: float = Field(5, gt=0, description="s between two looks at the registry with --follow")
 
 
+class Engine(Section):
+    """Where the work is done. What comes out is the same, so a change here makes nothing stale."""
+
+    preprocess: Literal["local", "ray"] = Field(
+        "local", description="the cores of this machine, or the Ray cluster that RAY_ADDRESS names"
+    )
+
+
 class Params(Section):
     """Every setting, one section a stage. Those that DVC watches have to be there, if only as `{}`."""
 
@@ -305,6 +313,7 @@ class Params(Section):
     register_: Register = Field(Register(), alias="register")
     tune: Tune = Tune()
     serve: Serve = Serve()
+    engine: Engine = Engine()
 
     @model_validator(mode="after")
     def _views_exist(self) -> Self:
