@@ -69,9 +69,9 @@ def train(
     fingerprint = _fingerprint(model, index)
     folder = checkpoints / name / fingerprint
     if team.number:
-        state = _agree(name, team, fingerprint, State(""))
-        _fit(name, model, index, arrays, folder, state, None, stop, team)
-        return state
+        agreed = _agree(name, team, fingerprint, State(""))
+        _fit(name, model, index, arrays, folder, agreed, None, stop, team)
+        return agreed
     mlflow = tracking.connect()
     state = _resume(folder)
     if state is not None and tracking.active(mlflow, state.run_id) is None:
