@@ -343,6 +343,14 @@ class Kubeflow(Section):
     )
 
 
+class Engine(Section):
+    """Where the work is done. What comes out is the same, so a change here makes nothing stale."""
+
+    preprocess: Literal["local", "ray"] = Field(
+        "local", description="the cores of this machine, or the Ray cluster that RAY_ADDRESS names"
+    )
+
+
 class Params(Section):
     """Every setting, one section a stage. Those that DVC watches have to be there, if only as `{}`."""
 
@@ -355,6 +363,7 @@ class Params(Section):
     tune: Tune = Tune()
     serve: Serve = Serve()
     kubeflow: Kubeflow = Kubeflow()
+    engine: Engine = Engine()
 
     @model_validator(mode="after")
     def _no_password(self) -> Self:

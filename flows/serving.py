@@ -30,6 +30,7 @@ from components.serve.queue import CALLS, Backend, Options
 from components.stage import StageError
 from flows import commands
 
+_LOCAL = ("--env-manager", "local")
 _START = 600.0  # s that a model server may take to answer
 _SILENT = 60.0  # s without an answer after which a model server is started anew
 _RETRY = 300.0  # s after which a champion that failed to load is tried again
@@ -102,8 +103,7 @@ class _Server:
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--timeout", str(round(self.seconds))]
         self.process = await asyncio.create_subprocess_exec(
             *commands.with_parent(
-                [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(self.files), "--env-manager", "local"]
-                + where
+                [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(self.files), *_LOCAL, *where]
             ),
             env=commands.environment() | _quiet() | _threads(self.threads),
             stdin=asyncio.subprocess.DEVNULL,

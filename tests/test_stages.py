@@ -91,3 +91,9 @@ def test_components_know_nothing_of_orchestration() -> None:
         source = path.read_text()
         assert "import prefect" not in source and "from prefect" not in source, path
         assert "from flows" not in source and "import flows" not in source, path
+
+
+def test_where_the_work_is_done_makes_no_stage_stale() -> None:
+    for body in DVC.values():
+        watched = body.get("do", body)["params"]
+        assert not any(setting.split(".")[0] == "engine" for setting in watched)

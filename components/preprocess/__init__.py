@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -14,7 +15,13 @@ COLUMNS = ["sha256", "shard", "row", "label", "source", "generator", "split", "g
 
 
 def preprocess(
-    data: Path, sources: Iterable[str], groups: Path, settings: Preprocess, out: Path, index: Path
+    data: Path,
+    sources: Iterable[str],
+    groups: Path,
+    settings: Preprocess,
+    out: Path,
+    index: Path,
+    engine: Literal["local", "ray"] = "local",
 ) -> pd.DataFrame:
     """Decode what is new and write the index.
 
@@ -26,12 +33,14 @@ def preprocess(
         out: folder of the arrays, `<view>/<shard>.npy`: uint8, shape (images, side, side, 3), or
             (images, crops, side, side, 3) for a view of several crops.
         index: Parquet file to write: a row an image with `COLUMNS`. `split` is null where an image was left out.
+        engine: what decodes; the arrays are the same.
 
     Returns:
         The index.
 
     Raises:
-        StageError: a split lacks a class, the groups are missing or belong to other shards, or a shard is damaged.
+        StageError: a split lacks a class, the groups are missing or belong to other shards, a shard is damaged, or
+            the engine can't be had or was lost.
     """
     if not groups.exists():
         raise StageError(f"{groups}: not here; run validate first")
@@ -42,7 +51,7 @@ def preprocess(
     rows["split"] = splits.assign(rows, settings)
     splits.require_both_labels(rows)
     equalise = settings.equalise.model_dump() if settings.equalise else None
-    arrays.update(files, rows, settings.views, equalise, out)
+    arrays.update(files, rows, settings.views, equalise, out, engine)
     result = rows[COLUMNS]
     stage.replace(index, lambda path: result.to_parquet(path, index=False))
     return result

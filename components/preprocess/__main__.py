@@ -19,7 +19,15 @@ def run() -> None:
     args = parser.parse_args()
 
     settings = params.load(args.params)
-    index = preprocess(args.data, settings.ingest.sources, args.groups, settings.preprocess, args.out, args.index)
+    index = preprocess(
+        args.data,
+        settings.ingest.sources,
+        args.groups,
+        settings.preprocess,
+        args.out,
+        args.index,
+        settings.engine.preprocess,
+    )
     left_out = int(index["split"].isna().sum())
     if left_out:
         print(

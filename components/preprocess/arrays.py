@@ -3,22 +3,39 @@
 import contextlib
 import json
 import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import PIL
 
 from components import images, parallel, shards, stage
+from components.stage import StageError
 
 # Arrays are made again when the way from bytes to pixels changes.
-_MAKER = f"2, Pillow {PIL.__version__}"
+MAKER = f"2, Pillow {PIL.__version__}"
 MADE = "made.json"
 Equaliser = dict[str, Any] | None
 
 
-def update(files: dict[str, Path], rows: pd.DataFrame, views: list[str], equalise: Equaliser, out: Path) -> None:
+class Piece(NamedTuple):
+    """Some rows of a shard, and the arrays by view whose rows of the same numbers they fill."""
+
+    path: Path
+    rows: range
+    targets: dict[str, Path]
+
+
+def update(
+    files: dict[str, Path],
+    rows: pd.DataFrame,
+    views: list[str],
+    equalise: Equaliser,
+    out: Path,
+    engine: Literal["local", "ray"] = "local",
+) -> None:
     """Make the arrays that are missing and remove those whose shard or view is gone.
 
     Args:
@@ -27,6 +44,10 @@ def update(files: dict[str, Path], rows: pd.DataFrame, views: list[str], equalis
         views: as in `preprocess.views`.
         equalise: as in `preprocess.equalise`; null leaves the images as they are.
         out: folder of the arrays.
+        engine: what decodes: the cores of this machine or a Ray cluster.
+
+    Raises:
+        StageError: a shard is damaged, or the engine can't be had or was lost.
     """
     wanted = {f"{view}/{shard}": path.stat().st_size for view in views for shard, path in files.items()}
     made = {
@@ -48,8 +69,8 @@ def update(files: dict[str, Path], rows: pd.DataFrame, views: list[str], equalis
     }
     lengths = rows.groupby("shard").size()
     progress = parallel.Progress("images decoded", int(sum(lengths[shard] for shard in missing)))
-    tasks = [
-        (path, group, {view: _partial(out, view, shard) for view in missing[shard]}, equalise)
+    pieces = [
+        Piece(path, group, {view: _partial(out, view, shard) for view in missing[shard]})
         for shard, path in files.items()
         if shard in missing
         for group in shards.pieces(path)
@@ -59,11 +80,10 @@ def update(files: dict[str, Path], rows: pd.DataFrame, views: list[str], equalis
         for shard, absent in missing.items():
             for view in absent:
                 _reserve(_partial(out, view, shard), (int(lengths[shard]), *images.view_shape(view)))
-        decoded = parallel.ordered_map(_decode, tasks, patience=0)
-        for (path, group, _, _), _ in zip(tasks, decoded, strict=True):
-            progress.add(len(group))
-            shard = f"{path.parent.name}/{path.stem}"
-            remaining[shard] -= len(group)
+        for piece in _engine(engine)(pieces, equalise):
+            progress.add(len(piece.rows))
+            shard = f"{piece.path.parent.name}/{piece.path.stem}"
+            remaining[shard] -= len(piece.rows)
             if not remaining[shard]:
                 for view in missing[shard]:
                     _partial(out, view, shard).replace(_file(out, f"{view}/{shard}"))
@@ -84,19 +104,55 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
         file.truncate(file.tell() + math.prod(shape))
 
 
-def _decode(task: tuple[Path, range, dict[str, Path], Equaliser]) -> None:
-    """Fill the rows of one group of a shard, in all views."""
-    path, group, targets, equalise = task
+def fill(piece: Piece, rendered: Iterable[dict[str, bytes]]) -> None:
+    """Write the rows of a piece into its arrays.
+
+    Args:
+        piece: which rows of which arrays.
+        rendered: by view, one or several rows at a time, in their order.
+    """
     with contextlib.ExitStack() as stack:
-        streams = {view: stack.enter_context(target.open("r+b")) for view, target in targets.items()}
+        streams = {view: stack.enter_context(target.open("r+b")) for view, target in piece.targets.items()}
         for view, stream in streams.items():
             np.lib.format.read_magic(stream)
             np.lib.format.read_array_header_1_0(stream)
-            stream.seek(group.start * math.prod(images.view_shape(view)), 1)
-        for data in shards.files(path, group):
-            image = images.equalise(images.decode(data), equalise)
+            stream.seek(piece.rows.start * math.prod(images.view_shape(view)), 1)
+        for rows in rendered:
             for view, stream in streams.items():
-                stream.write(images.render(image, view).tobytes())
+                stream.write(rows[view])
+
+
+def render(files: Iterable[bytes], views: Iterable[str], equalise: Equaliser) -> Iterator[dict[str, bytes]]:
+    """Image files as rows of arrays, by view."""
+    for data in files:
+        image = images.equalise(images.decode(data), equalise)
+        yield {view: images.render(image, view).tobytes() for view in views}
+
+
+def _engine(name: str) -> Any:
+    """What fills the arrays of pieces and says which are done."""
+    if name == "local":
+        return _on_this_machine
+    try:
+        from components.preprocess import cluster
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise StageError(
+            "engine.preprocess is ray, which is not installed; `pip install 'trueframe[ray]'`, or make it local"
+        ) from None
+    return cluster.decode
+
+
+def _on_this_machine(pieces: list[Piece], equalise: Equaliser) -> Iterator[Piece]:
+    done = parallel.ordered_map(_decode, ((piece, equalise) for piece in pieces), patience=0)
+    for piece, _ in zip(pieces, done, strict=True):
+        yield piece
+
+
+def _decode(task: tuple[Piece, Equaliser]) -> None:
+    piece, equalise = task
+    fill(piece, render(shards.files(piece.path, piece.rows), piece.targets, equalise))
 
 
 def succeed(out: Path, old: str, new: str, size: int | None) -> None:
@@ -120,11 +176,11 @@ def _made(out: Path, equalise: Equaliser) -> dict[str, int]:
     """What the arrays here were made from: the size of each one's shard."""
     try:
         known = json.loads((out / MADE).read_text())
-        return known["shards"] if (known["maker"], known["equalise"]) == (_MAKER, equalise) else {}
+        return known["shards"] if (known["maker"], known["equalise"]) == (MAKER, equalise) else {}
     except (FileNotFoundError, ValueError, KeyError):
         return {}
 
 
 def _remember(out: Path, made: dict[str, int], equalise: Equaliser) -> None:
-    content = json.dumps({"maker": _MAKER, "equalise": equalise, "shards": dict(sorted(made.items()))}, indent=1)
+    content = json.dumps({"maker": MAKER, "equalise": equalise, "shards": dict(sorted(made.items()))}, indent=1)
     stage.replace(out / MADE, lambda path: path.write_text(content))

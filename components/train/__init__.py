@@ -16,6 +16,8 @@ import pandas as pd
 from components import images, networks, stage, tracking
 from components.params import Augment, Model, Unfreeze
 from components.stage import StageError
+from components.train import distribution
+from components.train.distribution import Team
 
 DONE = "training.json"
 NETWORK = "network.keras"
@@ -44,6 +46,9 @@ def train(
 ) -> State:
     """Fit a network on the index's training images and keep its best epoch by validation loss.
 
+    Several devices share each batch, and so do several processes where the environment asks for them (see
+    `distribution`): all read the arrays, the first one alone logs, keeps checkpoints and writes.
+
     Args:
         name: of the candidate.
         model: its settings.
@@ -54,12 +59,19 @@ def train(
         stop: is asked after each epoch whether that was the last.
 
     Raises:
-        StageError: a class is missing, the loss is not a number, an option is wrong, or MLflow can't be reached.
+        StageError: a class is missing, the loss is not a number, an option is wrong, MLflow can't be reached, or
+            another process was lost.
     """
+    team = distribution.team()
     index = pd.read_parquet(index_path)
     index = index[index["split"].isin(["train", "validation"])]
     _check_classes(name, index)
-    folder = checkpoints / name / _fingerprint(model, index)
+    fingerprint = _fingerprint(model, index)
+    folder = checkpoints / name / fingerprint
+    if team.number:
+        agreed = _agree(name, team, fingerprint, State(""))
+        _fit(name, model, index, arrays, folder, agreed, None, stop, team)
+        return agreed
     mlflow = tracking.connect()
     state = _resume(folder)
     if state is not None and tracking.active(mlflow, state.run_id) is None:
@@ -70,16 +82,29 @@ def train(
         if state is None:
             state = State(run.info.run_id)
             mlflow.log_params({"model": name, **_flat(model.model_dump())})
-            mlflow.set_tags({"stage": "train", **tracking.lineage()})
+            mlflow.set_tags({"stage": "train", "devices": str(team), **tracking.lineage()})
             _log_data(mlflow, index)
             _save_state(folder, state)
         elif state.epoch:
             print(f"{name}: taken up again after epoch {state.epoch}", flush=True)
-        network = _fit(name, model, index, arrays, folder, state, mlflow, stop)
+        _agree(name, team, fingerprint, state)
+        network = _fit(name, model, index, arrays, folder, state, mlflow, stop, team)
         _write(out, network, state)
         mlflow.log_artifacts(str(out), "model")
     shutil.rmtree(checkpoints / name, ignore_errors=True)
     return state
+
+
+def _agree(name: str, team: Team, fingerprint: str, state: State) -> State:
+    """Where the training stands, as the first process knows it; all have to have the same in hand."""
+    with team.together(name):
+        said = team.told({"fingerprint": fingerprint, "state": asdict(state)})
+    if said["fingerprint"] != fingerprint:
+        raise StageError(
+            f"{name}: process {team.number} has other images, settings or packages than the first; give all processes "
+            "the same index, params.yaml and image"
+        )
+    return State(**said["state"])
 
 
 def _fit(
@@ -91,6 +116,7 @@ def _fit(
     state: State,
     mlflow: Any,
     stop: Callable[[State], bool],
+    team: Team,
 ) -> Any:
     keras = networks.load_keras()
     from components.networks import features
@@ -98,47 +124,70 @@ def _fit(
     from components.train.batches import LabelledBatches, PixelBatches, Rows, drawn_crops, shuffled
     from components.train.precision import fuse_normalisation, in_float32, use_precision
 
+    first = team.number == 0
+
+    def say(line: str) -> None:
+        if first:
+            print(f"{name}: {line}", flush=True)
+
+    def build() -> Any:
+        network = networks.build(model.network, images.view_size(model.view), model.options)
+        if model.start:
+            networks.take_weights(network, Path(model.start))
+        return network
+
     keras.utils.set_random_seed(model.seed)
-    print(f"{name}: {use_precision(model.precision)}", flush=True)
-    network = networks.build(model.network, images.view_size(model.view), model.options)
-    if model.start:
-        networks.take_weights(network, Path(model.start))
+    say(use_precision(model.precision))
+    network = build()
     if model.mirror:
         networks.mirrored(network)  # or it would fail after the training
-    fuse_normalisation(network)
-    fitted, view = network, model.view
+    alone, view = network, model.view
     if not model.freeze and features.frozen(network):
-        print(f"{name}: its encoder is frozen: features are computed once an image, without augmentation", flush=True)
-        encoder, fitted = features.split(network)
+        if team.processes > 1:
+            raise StageError(
+                f"{name}: its encoder is frozen, so that there is little to fit; train it in one process, where its "
+                "features are computed once an image"
+            )
+        team = Team()
+        say("its encoder is frozen: features are computed once an image, without augmentation")
+        encoder, alone = features.split(network)
         kept = arrays.with_name("features")
         arrays, view = kept, features.update(encoder, sorted(index["shard"].unique()), arrays, view, kept)
         model = model.model_copy(update={"augment": Augment(flip=False, shift=0)})
+    # `alone` is this process's own; `fitted` is the same one, or its twin on all devices.
+    fitted = team.twin(alone, build)
+    if team.devices == 1:
+        fuse_normalisation(network)
     rows = Rows(index[index["split"] == "train"], arrays, view)
     held = Rows(index[index["split"] == "validation"], arrays, view)
     batch = min(model.batch_size, len(rows))
+    call = team.batch(batch)
     steps = math.ceil(len(rows) / batch)
     phases = model.phases
     epochs = sum(phase.epochs for phase in phases)
-    print(
-        f"{name}: {network.count_params():,} parameters, {len(rows):,} images, {steps} steps an epoch",
-        flush=True,
-    )
+    several = f" on {team}" if team.devices > 1 else ""
+    say(f"{network.count_params():,} parameters, {len(rows):,} images, {steps} steps an epoch{several}")
 
     def ready(phase: Unfreeze) -> Any:
         if model.freeze:
-            networks.unfreeze(network, phase.unfreeze_from)
-        return learning.compiled(fitted, model, batch, steps, phase)
+            networks.unfreeze(fitted, phase.unfreeze_from)
+        with team.scope():
+            return learning.compiled(fitted, model, call, steps, phase)
+
+    def predicted(which: np.ndarray) -> np.ndarray:
+        return alone.predict(PixelBatches(held, 512, which), verbose=0)[:, 0]
 
     learner = ready(phases[state.phase])
     if state.epoch:
-        _load(folder / f"epoch-{state.epoch}.npz", learning.variables(learner))
-    progress = learning.Progress(name, epochs, steps, state.epoch)
+        with team.together(name):
+            _load(folder / f"epoch-{state.epoch}.npz", learning.variables(learner), team)
+    progress = learning.Progress(name, epochs, steps, state.epoch, quiet=not first)
     stopped = False
     while not stopped:
         phase = phases[state.phase]
         done, waited = state.epoch - state.begun, state.epoch - max(state.begun, state.best_epoch)
         if done and waited >= model.patience:
-            print(f"{name}: no better validation loss for {model.patience} epochs; stopped", flush=True)
+            say(f"no better validation loss for {model.patience} epochs; stopped")
         if done == phase.epochs or waited >= model.patience:
             if state.phase == len(phases) - 1:
                 break
@@ -146,16 +195,19 @@ def _fit(
             learner = ready(phases[state.phase])
             continue
         epoch = progress.epoch = state.epoch
-        learning.prepare(learner, model.seed, epoch, min(1.0, (epoch + 1) / max(1e-9, model.augment.ramp * epochs)))
         began = time.monotonic()
-        batches = LabelledBatches(
-            rows, batch, shuffled(len(rows), model.seed, epoch), drawn_crops(rows, model.seed, epoch)
-        )
-        # Keras would shuffle the batches once more, from a state that a killed process takes with it.
-        trained = learner.fit(batches, shuffle=False, verbose=0, callbacks=[progress])
+        drawn = shuffled(len(rows), model.seed, epoch), drawn_crops(rows, model.seed, epoch)
+        batches = LabelledBatches(rows, batch, *drawn, part=(team.number, team.processes))
+        with team.together(name):
+            ramp = max(1e-9, model.augment.ramp * epochs)
+            learning.prepare(learner, model.seed, epoch, min(1.0, (epoch + 1) / ramp))
+            with team.scope():
+                # Keras would shuffle the batches once more, from a state that a killed process takes with it.
+                trained = learner.fit(batches, shuffle=False, verbose=0, callbacks=[progress])
         seconds = time.monotonic() - began
-        with learning.averaged(learner, batches):
-            logits = fitted.predict(PixelBatches(held, 512), verbose=0)[:, 0]
+        with team.together(name), learning.averaged(learner, LabelledBatches(rows, call, *drawn)):
+            team.bring(fitted, alone)
+            logits = team.gathered(len(held), predicted)
             scores = {
                 "loss": float(trained.history["loss"][0]),
                 **_scores(logits, held.labels[:, 0]),
@@ -169,19 +221,22 @@ def _fit(
                 )
             state.epoch = epoch + 1
             state.history.append(scores)
-            best = min(range(state.epoch), key=lambda e: state.history[e]["val_loss"]) + 1
-            if best == state.epoch:
-                _save(folder / f"best-{best}.npz", fitted.variables)
-        _checkpoint(folder, learning.variables(learner), state, best)
-        mlflow.log_metrics(scores, step=state.epoch)
-        print(
-            f"{name}: epoch {state.epoch}/{epochs}: loss {scores['loss']:.4f}, validation loss "
+            state.best_epoch = min(range(state.epoch), key=lambda e: state.history[e]["val_loss"]) + 1
+            if first and state.best_epoch == state.epoch:
+                _save(folder / f"best-{state.best_epoch}.npz", alone.variables)
+        if first:
+            _checkpoint(folder, learning.variables(learner), state)
+            mlflow.log_metrics(scores, step=state.epoch)
+        say(
+            f"epoch {state.epoch}/{epochs}: loss {scores['loss']:.4f}, validation loss "
             f"{scores['val_loss']:.4f}, balanced accuracy {scores['val_balanced_accuracy']:.4f}; "
-            f"{scores['images_per_second']:,.0f} images/s",
-            flush=True,
+            f"{scores['images_per_second']:,.0f} images/s"
         )
         stopped = stop(state)
-    _load(folder / f"best-{state.best_epoch}.npz", fitted.variables)
+    team.leave()
+    if not first:
+        return None
+    _load(folder / f"best-{state.best_epoch}.npz", alone.variables, Team())
     network = in_float32(network)
     return networks.mirrored(network) if model.mirror else network
 
@@ -206,12 +261,11 @@ def _scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def _checkpoint(folder: Path, variables: list[Any], state: State, best: int) -> None:
-    state.best_epoch = best
+def _checkpoint(folder: Path, variables: list[Any], state: State) -> None:
     _save(folder / f"epoch-{state.epoch}.npz", variables)
     _save_state(folder, state)
     for old in folder.glob("*.npz"):
-        if old.name not in (f"epoch-{state.epoch}.npz", f"best-{best}.npz"):
+        if old.name not in (f"epoch-{state.epoch}.npz", f"best-{state.best_epoch}.npz"):
             old.unlink()
 
 
@@ -226,10 +280,15 @@ def _save(path: Path, variables: list[Any]) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def _load(path: Path, variables: list[Any]) -> None:
-    with np.load(path) as values:
-        for variable, value in zip(variables, values.values(), strict=True):
-            variable.assign(value)
+def _load(path: Path, variables: list[Any], team: Team) -> None:
+    """Give variables the values of a file that the first process has."""
+    if team.number:
+        values = [np.zeros(variable.shape, variable.dtype) for variable in variables]
+    else:
+        with np.load(path) as file:
+            values = list(file.values())
+    for variable, value in zip(variables, team.shared(values), strict=True):
+        variable.assign(value)
 
 
 def _save_state(folder: Path, state: State) -> None:

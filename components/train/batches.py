@@ -48,30 +48,38 @@ class Rows:
 
 
 class PixelBatches(keras.utils.PyDataset):
-    """All images in their order, of each its first crop."""
+    """Some images in order, of each its first crop."""
 
-    def __init__(self, rows: Rows, size: int) -> None:
+    def __init__(self, rows: Rows, size: int, which: np.ndarray) -> None:
         super().__init__(workers=1, use_multiprocessing=False, max_queue_size=8)
-        self._rows, self._size = rows, size
+        self._rows, self._size, self._which = rows, size, which
 
     def __len__(self) -> int:
-        return math.ceil(len(self._rows) / self._size)
+        return math.ceil(len(self._which) / self._size)
 
     def __getitem__(self, position: int) -> tuple[Any]:
-        start = position * self._size
-        return (self._rows.pixels(np.arange(start, min(start + self._size, len(self._rows)))),)
+        return (self._rows.pixels(self._which[position * self._size :][: self._size]),)
 
 
 class LabelledBatches(keras.utils.PyDataset):
     """One epoch: images in some order, and of each one crop: the first, or that of `crops`.
 
     All batches are of one size, which compilers and batch normalisation like best: the last one is filled up with the
-    first images.
+    first images. Of several processes each reads a part of every batch: `part` is its number and how many there are.
     """
 
-    def __init__(self, rows: Rows, size: int, order: np.ndarray, crops: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        size: int,
+        order: np.ndarray,
+        crops: np.ndarray | None = None,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
         super().__init__(workers=1, use_multiprocessing=False, max_queue_size=8)
         self._rows, self._size, self._length = rows, size, math.ceil(len(order) / size)
+        number, parts = part
+        self._part = slice(number * size // parts, (number + 1) * size // parts)
         n = self._length * size
         self._order, self._crops = np.resize(order, n), None if crops is None else np.resize(crops, n)
 
@@ -79,7 +87,8 @@ class LabelledBatches(keras.utils.PyDataset):
         return self._length
 
     def __getitem__(self, position: int) -> tuple[Any, Any]:
-        here = slice(position * self._size, (position + 1) * self._size)
+        start = position * self._size
+        here = slice(start + self._part.start, start + self._part.stop)
         which = self._order[here]
         crops = None if self._crops is None else self._crops[here]
         labels = self._rows.labels[which]

@@ -24,7 +24,7 @@ def compiled(network: Any, model: Model, batch: int, steps: int, phase: Unfreeze
     Args:
         network: from (n, side, side, 3) to (n, 1) logits.
         model: its settings.
-        batch: images in a batch; all are of that size.
+        batch: images that one call sees; always so many.
         steps: batches in an epoch.
         phase: for how many epochs, and with what learning rate.
     """
@@ -100,6 +100,9 @@ def averaged(learner: Any, batches: Any) -> Iterator[None]:
         return
     kept = [np.array(ops.convert_to_numpy(variable)) for variable in learner.variables]
     type(optimizer).finalize_variable_values(optimizer, learner.trainable_variables)
+    for variable in learner.trainable_variables:
+        # JAX would let both have the same memory, and `predict` give it away.
+        variable.assign(np.array(ops.convert_to_numpy(variable)))
     _settle(learner, batches)
     try:
         yield
@@ -131,13 +134,14 @@ class Progress(keras.callbacks.Callback):
         epochs: of the whole training.
         steps: batches in an epoch.
         first: the epoch it begins with.
+        quiet: whether another process says it.
     """
 
     async_safe = True
 
-    def __init__(self, name: str, epochs: int, steps: int, first: int) -> None:
+    def __init__(self, name: str, epochs: int, steps: int, first: int, quiet: bool = False) -> None:
         super().__init__()
-        self.name, self.epochs, self.steps, self.first = name, epochs, steps, first
+        self.name, self.epochs, self.steps, self.first, self.quiet = name, epochs, steps, first, quiet
         self.epoch = first
         self.lost: int | None = None
         self.began = self.said = time.monotonic()
@@ -149,7 +153,7 @@ class Progress(keras.callbacks.Callback):
             self.model.stop_training = True
             return
         now = time.monotonic()
-        if now - self.said < 10:
+        if self.quiet or now - self.said < 10:
             return
         self.said = now
         done = (self.epoch - self.first) * self.steps + batch + 1
