@@ -302,7 +302,7 @@ class Monitor(Section):
     keep_images: bool = Field(False, description="whether the pictures are kept too, as long as the log")
     flush_s: float = Field(10, gt=0, description="s for which predictions are in memory alone")
     window_hours: float = Field(24, gt=0, description="h before now that a report is about")
-    min_images: int = Field(200, ge=20, description="different pictures below which drift isn't judged")
+    min_images: int = Field(200, ge=50, description="different pictures below which drift isn't judged")
     reference_images: int = Field(5000, ge=100, description="training images that are compared with, at most")
     significance: float = Field(0.01, gt=0, lt=1, description="rate of false discoveries among what is called drift")
     min_shift: float = Field(

@@ -1,7 +1,6 @@
 """The log of predictions: rows in files by day, whatever happens to the process or the disk."""
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import served
 from PIL import Image, ImageFilter
