@@ -110,7 +110,7 @@ class Writer:
         """Take a row.
 
         Args:
-            row: by the names of `SCHEMA`.
+            row: by the names of `SCHEMA`; what isn't known is missing.
             data: the picture's file, where it is to be kept.
         """
         day = row["time"].date()
@@ -148,7 +148,7 @@ class Writer:
         self._number += 1
 
     def _keep(self, row: dict[str, Any], data: bytes) -> None:
-        path = self._folder / f"{self._day}/{IMAGES}/{row['sha256']}.{(row['format'] or 'unknown').lower()}"
+        path = self._folder / f"{self._day}/{IMAGES}/{row['sha256']}.{(row.get('format') or 'unknown').lower()}"
         if not path.exists():
             stage.replace(path, lambda partial: partial.write_bytes(data))
 

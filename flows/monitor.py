@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.blocks import notifications  # noqa: F401  # so that they can be loaded by name
 from prefect.blocks.core import Block
@@ -67,7 +67,7 @@ def alert(block: str, subject: str, body: str) -> State[Any]:
     return Completed(message="sent")
 
 
-@task(task_run_name="start", cache_policy=NO_CACHE)
+@task(task_run_name="start", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
 def start(settings: Monitor, reasons: list[str]) -> State[Any]:
     """Start the retraining's deployment, unless one is at work or was started not long ago."""
     assert settings.deployment is not None
@@ -116,30 +116,29 @@ def monitor(here: bool = False) -> State[Any]:
                 return Failed(message=state.message)
             report = json.loads((FOLDER / "report.json").read_text())
             publish(settings.register_.model, report)
-            said = _decided(settings.monitor, report["retrain"], here)
-            told = _told(settings.monitor, report, said)
-        get_run_logger().info(said)
-        if said == HERE:  # without the lock, so that the next look doesn't wait for it
-            state = retrain.retrain(return_state=True)
-            if not state.is_completed():
-                return Failed(message=state.message)
-        return Completed(message=said) if told is None else Failed(message=f"{told}; {said}")
+            decided = _decided(settings.monitor, report["retrain"], here)
+            told = _told(settings.monitor, report, str(decided.message))
+        if decided.message == HERE:  # without the lock, so that the next look doesn't wait for it
+            decided = retrain.retrain(return_state=True)
+        if told is None and decided.is_completed():
+            return Completed(message=decided.message)
+        return Failed(message=f"{told}; {decided.message}" if told else decided.message)
     except StageError as error:
         return Failed(message=str(error))
 
 
-def _decided(settings: Monitor, reasons: list[str], here: bool) -> str:
+def _decided(settings: Monitor, reasons: list[str], here: bool) -> State[Any]:
     """What is done about reasons to retrain; a deployment is started now."""
     if not reasons:
-        return "no reason to retrain"
+        return Completed(message="no reason to retrain")
     if not here and settings.deployment is None:
-        return "monitor.deployment is null, so no retraining was started"
+        return Completed(message="monitor.deployment is null, so no retraining was started")
     if not here:
-        return str(start(settings, reasons, return_state=True).message)
+        return start(settings, reasons, return_state=True)
     if wait := _cooling(settings):
-        return wait
+        return Completed(message=wait)
     _remember(started=_now().isoformat(), reasons=reasons)
-    return HERE
+    return Completed(message=HERE)
 
 
 def _told(settings: Monitor, report: dict[str, Any], said: str) -> str | None:

@@ -68,4 +68,4 @@ def _time(said: Any) -> datetime | None:
         at = datetime.fromisoformat(said)
     except (TypeError, ValueError):
         return None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
+    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)

@@ -59,7 +59,10 @@ class Log:
     def __exit__(self, *_: object) -> None:
         """Returns when all is written."""
         self._line.put(None)
-        self._thread.join()
+        self._thread.join(_END)
+        if self._thread.is_alive() and self._process:  # its disk hangs
+            self._process.kill()
+            self._thread.join()
 
     def add(self, images: Sequence[str | None], rows: Sequence[dict[str, Any]], seconds: float) -> None:
         """Take the answer to a request.
@@ -90,10 +93,7 @@ class Log:
             if item is None:
                 break
             image, row, size = item
-            data = _decoded(image)
-            row["sha256"] = hashlib.sha256(data).hexdigest() if data is not None else None
-            n_bytes = len(data) if data is not None else None
-            is_sent = self._send((row, n_bytes, data if self._held < _BEHIND else None))
+            is_sent = self._send((image, row, self._held < _BEHIND))
             (self._taken if is_sent else self._lost).inc()
             with self._lock:
                 self._held -= size
@@ -153,9 +153,12 @@ def _main() -> None:
         while True:
             item = pickle.load(sys.stdin.buffer)
             if item is not None:
-                row, n_bytes, data = item
-                found = predictions.statistics(data) if data is not None else {"n_bytes": n_bytes}
-                writer.add({**row, **found}, data if settings.keep_images else None)
+                image, row, in_time = item
+                data = _decoded(image)
+                if data is not None:
+                    row |= predictions.statistics(data) if in_time else {"n_bytes": len(data)}
+                    row["sha256"] = hashlib.sha256(data).hexdigest()
+                writer.add(row, data if settings.keep_images and in_time else None)
             if time.monotonic() >= due:
                 writer.flush()
                 due = time.monotonic() + settings.flush_s
