@@ -3,6 +3,7 @@
 The tests tell one story and run in order.
 """
 
+import hashlib
 import io
 import json
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import requests
 import yaml
@@ -22,6 +24,7 @@ from harness import TINY, Project, free_port, stop, wait_for
 from PIL import Image, ImageFilter
 
 NIGHTLY, HOURLY = "flows/retrain.py:retrain", "flows/monitor.py:monitor"
+REVIEWED = (Path(__file__).parents[2] / "components/reports.py").exists()
 PATIENCE = 600.0  # s, on a machine with other work
 
 
@@ -140,6 +143,9 @@ def photo(seed: int, size: int = 48, blur: float = 1.5) -> bytes:
     return buffer.getvalue()
 
 
+MISTAKE = photo(0)
+
+
 def test_the_nightly_deployment_fires_and_completes(home: Project, worker: None) -> None:
     run = completed(home, deploy(home, NIGHTLY))
     assert run["auto_scheduled"] is True
@@ -156,12 +162,12 @@ def gateway(home: Project) -> Iterator[str]:
 
 
 def test_drifted_predictions_start_a_retraining(home: Project, gateway: str, told: tuple[str, list[str]]) -> None:
-    for start in range(0, 60, 20):
-        files = [("file", (f"{n}.png", photo(n), "image/png")) for n in range(start, start + 20)]
+    pictures = [MISTAKE, *(photo(n) for n in range(1, 60))]
+    for start in (40, 20, 0):
+        files = [("file", (f"{n}.png", pictures[n], "image/png")) for n in range(start, start + 20)]
         answer = requests.post(f"{gateway}/v1/check", files=files, timeout=PATIENCE)
         assert answer.status_code == 200 and not any(row["error"] for row in answer.json()["predictions"])
-    mistake = photo(7)
-    report(home, mistake, "real" if answer.json()["predictions"][7]["label"] == "ai" else "ai")
+    report(home, MISTAKE, answer.json()["predictions"][0]["label"])
     wait(home, lambda: list(home.root.glob("predictions/*/*.parquet")))
     time.sleep(2)  # for the last rows
 
@@ -182,18 +188,20 @@ def test_drifted_predictions_start_a_retraining(home: Project, gateway: str, tol
     wait(home, lambda: len(ask(home, "events/filter", filter=wanted)["events"]) == 2)
 
 
-def report(project: Project, data: bytes, label: str) -> None:
-    """What the page stores when somebody reports a mistake, and another person accepts it."""
-    import hashlib
-
-    folder: Path = project.root / "feedback"
+def report(project: Project, data: bytes, answered: str) -> None:
+    """What the page stores when somebody reports a mistake, and what follows when another person accepts it."""
+    folder = project.root / "feedback"
     folder.mkdir(exist_ok=True)
     image = folder / f"{hashlib.sha256(data).hexdigest()}.png"
-    said = {"label": label, "status": "accepted", "verdict": "ai", "probability": 0.9, "model_version": "1"}
+    label = "real" if answered == "ai" else "ai"
+    said = {"label": label, "status": "accepted", "answer": answered, "verdict": answered, "model_version": "1"}
     image.with_suffix(".json").write_text(json.dumps(said))
     image.write_bytes(data)
     params = project.params
     params["ingest"]["sources"]["reports"] = {"from": "feedback:feedback"}
+    params["train"]["models"]["small"]["seed"] = 11  # so that there is a candidate to judge
+    if REVIEWED:
+        params["ingest"]["regression"] = 1.0
     project.params = params
 
 
@@ -201,3 +209,13 @@ def test_it_does_not_start_another_one(home: Project) -> None:
     said = home.ok("trueframe", "monitor")
     assert "a retraining was started at" in said and "monitor.cooldown_hours" in said and "drift" in said
     assert len(runs(home, "retrain/nightly")) == 2
+
+
+@pytest.mark.skipif(not REVIEWED, reason="this gate has no regression set")
+def test_the_reported_mistake_is_in_the_regression_set(home: Project) -> None:
+    index = pd.read_parquet(home.root / "artifacts/index.parquet").set_index("sha256")
+    assert index.loc[hashlib.sha256(MISTAKE).hexdigest(), "split"] == "regression"
+    registration = json.loads((home.root / "artifacts/registration.json").read_text())
+    assert registration["version"] == "2"
+    [rule] = [rule for rule in registration["gate"] if rule["rule"] == "regression set"]
+    assert "1 reported mistakes" in rule["why"]

@@ -195,6 +195,7 @@ def test_what_is_killed_loses_nothing_that_was_sent(tmp_path: Path) -> None:
     gateway = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
     assert gateway.stdout is not None and gateway.stdout.readline() == b"sent\n"
     [writer] = served.descendants(gateway.pid)
+    wait(lambda: os.getpriority(os.PRIO_PROCESS, writer) > os.getpriority(os.PRIO_PROCESS, 0))  # it is at work
     os.kill(writer, signal.SIGTERM)  # as systemd sends it to all at once
     gateway.kill()
     gateway.wait()
