@@ -96,7 +96,7 @@ def start(settings: Monitor, reasons: list[str]) -> State[Any]:
             return Completed(message=wait)
     if wait := _cooling(settings):
         return Completed(message=wait)
-    run = run_deployment(settings.deployment, timeout=0, tags=[TAG], as_subflow=False)
+    run: Any = run_deployment(settings.deployment, timeout=0, tags=[TAG], as_subflow=False)
     _remember(started=_now().isoformat(), reasons=reasons)
     return Completed(message=f"{settings.deployment} was started as {run.name}")
 

@@ -111,7 +111,7 @@ def _binned(before: np.ndarray, now: np.ndarray) -> np.ndarray:
 
 def _counts(before: pd.Series, now: pd.Series) -> np.ndarray:
     was, new = before.value_counts(), now.value_counts()
-    known: Sequence[Any] = was.index[was >= _OTHERS]
+    known = list(was.index[was >= _OTHERS])
     counts = np.array(
         [[part.get(word, 0) for word in known] + [part[~part.index.isin(known)].sum()] for part in (was, new)]
     )

@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
+from matplotlib import dates
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -50,16 +51,14 @@ def distributions(pairs: dict[str, tuple[pd.Series, pd.Series]], drifted: set[st
 def volume(rows: pd.DataFrame, since: datetime, until: datetime) -> bytes:
     """Predictions over the window by verdict."""
     figure, axis = plt.subplots(figsize=(10, 2.6), layout="constrained")
-    edges = pd.date_range(since, until, periods=49)
+    edges = np.linspace(dates.date2num(since), dates.date2num(until), 49)
     verdicts = rows["verdict"].where(rows["error"].isna(), "error")
-    parts = {name: rows.loc[verdicts == name, "time"] for name in _COLOURS}
     base = np.zeros(len(edges) - 1)
-    for name, times in parts.items():
-        counts, _ = np.histogram(times.astype("int64"), edges.as_unit("us").astype("int64"))
-        axis.bar(
-            edges[:-1], counts, width=edges[1] - edges[0], bottom=base, align="edge", color=_COLOURS[name], label=name
-        )
+    for name, colour in _COLOURS.items():
+        counts, _ = np.histogram(dates.date2num(rows.loc[verdicts == name, "time"]), edges)
+        axis.bar(edges[:-1], counts, width=edges[1] - edges[0], bottom=base, align="edge", color=colour, label=name)
         base = base + counts
+    axis.xaxis_date()
     axis.set(ylabel="predictions", xlim=(since, until))
     axis.legend(ncols=4, loc="upper left")
     return _png(figure)

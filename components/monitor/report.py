@@ -142,14 +142,14 @@ def metrics(result: dict[str, Any], path: Path) -> None:
             if value is not None:
                 (made.labels(key) if label else made).set(value)
 
-    drifted = {shift["name"]: float(shift["drifted"]) for shift in result["drift"]}
+    drifted: dict[str, float | None] = {shift["name"]: float(shift["drifted"]) for shift in result["drift"]}
     gauge("time_seconds", "When the report was made", {"": datetime.fromisoformat(result["at"]).timestamp()})
     gauge("predictions", "Predictions in the window", {"": result["n"]})
     gauge("images", "Different pictures in the window", {"": result["n_images"]})
     gauge("problems", "Problems found", {"": len(result["problems"])})
     gauge("psi", "Population stability index", {s["name"]: s["psi"] for s in result["drift"]}, "statistic")
     gauge("drift", "Whether a statistic drifted", drifted, "statistic")
-    shares = {key: result[f"{key}_share"] for key in ("uncertain", "warned", "error")}
+    shares: dict[str, float | None] = {key: result[f"{key}_share"] for key in ("uncertain", "warned", "error")}
     gauge("share", "Share of predictions", shares | {"reported": result["feedback"]["reported_share"]}, "what")
     gauge("new_feedback", "Accepted reports that are not in the data", {"": result["feedback"]["new"]})
     write_to_textfile(str(path), registry)

@@ -31,7 +31,7 @@ _BEHIND = 16 * 2**20  # bytes that wait, from which pictures have no statistics
 _FULL = 64 * 2**20  # bytes that wait, from which predictions are not logged
 _ROW = 1000  # bytes that a row without its picture counts
 _PAUSE = 2.0  # s before a process that ended is started anew
-_END = 30.0  # s that it may take to write the rest
+_END = 30.0  # s that the gateway's end waits for the rest to be written
 
 
 class Log:
@@ -57,12 +57,9 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Returns when all is written."""
+        """Returns when all is written, or after a while: the process goes on by itself until it is."""
         self._line.put(None)
         self._thread.join(_END)
-        if self._thread.is_alive() and self._process:  # its disk hangs
-            self._process.kill()
-            self._thread.join()
 
     def add(self, images: Sequence[str | None], rows: Sequence[dict[str, Any]], seconds: float) -> None:
         """Take the answer to a request.
@@ -124,11 +121,8 @@ class Log:
         with contextlib.suppress(OSError):
             assert process.stdin is not None
             process.stdin.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_END)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _decoded(image: str | None) -> bytes | None:
@@ -142,9 +136,9 @@ def _main() -> None:
     """Take down what comes on stdin until its end."""
     for number in (signal.SIGINT, signal.SIGTERM):  # that a terminal or systemd sends to all; the gateway ends this
         signal.signal(number, signal.SIG_IGN)
-    os.nice(10)  # verdicts come first
     from components import predictions
 
+    os.nice(5)  # verdicts come first
     settings: Monitor = pickle.load(sys.stdin.buffer)
     assert settings.folder is not None
     writer = predictions.Writer(Path(settings.folder), settings.keep_days)

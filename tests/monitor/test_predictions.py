@@ -62,7 +62,7 @@ def test_statistics_say_what_a_picture_is_like() -> None:
     large = Image.new("RGB", (1024, 1024))
     large.paste(image.resize((512, 512), Image.Resampling.BICUBIC), (256, 256))
     assert of(large)["sharpness"] < of(image)["sharpness"] - 2
-    broken = predictions.statistics(data[:200])
+    broken = predictions.statistics(data[: len(data) // 2])
     assert broken["width"] == 96 and broken["brightness"] is None
     assert predictions.statistics(b"no picture")["format"] is None
     tiny = of(Image.new("RGB", (1, 1)))
@@ -77,7 +77,11 @@ def test_rows_come_back_by_time(tmp_path: Path) -> None:
     assert [name.partition("/")[0] for name in files(tmp_path)] == ["2026-05-17", "2026-05-18"]
     found = predictions.read(tmp_path, *AGES)
     assert list(found) == predictions.SCHEMA.names and len(found) == 3
-    assert found["time"].tolist() == sorted(found["time"]) and found["error"].tolist() == [None, "late", "late"]
+    assert found["time"].tolist() == sorted(found["time"]) and found["error"].fillna("none").tolist() == [
+        "none",
+        "late",
+        "late",
+    ]
     assert list(found["warnings"][0]) == ["small"]
     assert len(predictions.read(tmp_path, NOON, NOON + timedelta(hours=1))) == 1, "the end is excluded"
     assert len(predictions.read(tmp_path, NOON + timedelta(hours=13), NOON + timedelta(hours=14))) == 1
@@ -160,8 +164,8 @@ def test_answers_reach_the_log_with_statistics_and_without_pixels(tmp_path: Path
         images = [served.encoded(good), "no base64!", None, served.encoded(b"no picture")]
         log.add(images, [ANSWER, *[{"error": "why"}] * 3], 0.25)
     found = logged(tmp_path)
-    assert found["sha256"].map(lambda value: len(value or "")).tolist() == [64, 0, 0, 64]
-    assert found["error"].tolist() == [None, "why", "why", "why"]
+    assert found["sha256"].str.len().fillna(0).tolist() == [64, 0, 0, 64]
+    assert found["error"].fillna("none").tolist() == ["none", "why", "why", "why"]
     first = found.iloc[0]
     assert (first["probability"], first["verdict"], first["model_version"]) == (0.9, "ai", "3")
     assert (first["width"], first["height"], first["format"], first["n_bytes"]) == (40, 30, "JPEG", len(good))
@@ -199,8 +203,7 @@ def test_what_is_killed_loses_nothing_that_was_sent(tmp_path: Path) -> None:
     os.kill(writer, signal.SIGTERM)  # as systemd sends it to all at once
     gateway.kill()
     gateway.wait()
-    wait(lambda: files(tmp_path))
-    assert len(logged(tmp_path)) == 20 and logged(tmp_path)["sha256"].nunique() == 20
+    wait(lambda: logged(tmp_path)["sha256"].nunique() == 20)
 
 
 def test_a_log_that_dies_is_started_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
