@@ -1,8 +1,6 @@
 """Whether what is asked for now differs from what the detector was trained on."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
