@@ -149,7 +149,7 @@ def _usual(settings: Monitor, folder: Path, since: datetime) -> float | None:
     times = predictions.read(folder, since - _WINDOWS * length, since, ["time"])["time"]
     if times.empty:
         return None
-    ago = ((since - times) / pd.Timedelta(length)).astype(int)
+    ago = ((since - times).dt.total_seconds() / length.total_seconds()).astype(int)
     return float(ago.value_counts().reindex(range(int(ago.max()) + 1), fill_value=0).median())
 
 
