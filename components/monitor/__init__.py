@@ -39,7 +39,7 @@ class Inputs:
 
 def monitor(
     settings: Monitor, model: str, sources: Sequence[str], inputs: Inputs, out: Path, now: datetime
-) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+) -> tuple[dict[str, Any], pd.DataFrame, drift.Pairs]:
     """Look at the predictions of the last window.
 
     Args:
@@ -51,7 +51,7 @@ def monitor(
         now: the end of the window.
 
     Returns:
-        What `report.json` holds; the rows of the window; and the statistics that they were compared with.
+        What `report.json` holds; the rows of the window; and what was compared, by statistic, before and now.
 
     Raises:
         StageError: there is nothing to compare with.
@@ -68,7 +68,8 @@ def monitor(
             f"{len(different):,} different pictures were judged; drift is judged from {settings.min_images:,} on "
             "(monitor.min_images)"
         )
-    shifts = _shifts(settings, model, before, different, out, notes) if is_enough else []
+    pairs = _pairs(model, before, different, out, notes) if is_enough else {}
+    shifts = drift.compare(pairs, settings.significance, settings.min_shift)
     reports = feedback.read(inputs.feedback)
     said = _feedback(settings, reports, different, inputs.data, sources, since, now)
     result = {
@@ -101,12 +102,10 @@ def monitor(
     result["problems"] = _problems(settings, result, rows)
     result["retrain"] = _reasons(settings, result)
     result["status"] = "trouble" if result["problems"] else "too few" if not is_enough else "ok"
-    return result, rows, before
+    return result, rows, pairs
 
 
-def _shifts(
-    settings: Monitor, model: str, before: pd.DataFrame, now: pd.DataFrame, out: Path, notes: list[str]
-) -> list[drift.Shift]:
+def _pairs(model: str, before: pd.DataFrame, now: pd.DataFrame, out: Path, notes: list[str]) -> drift.Pairs:
     old, new = drift.derived(before), drift.derived(now)
     pairs = {name: (old[name], new[name]) for name in (*drift.NUMBERS, *drift.WORDS)}
     version = str(now["model_version"].iloc[-1])
@@ -115,7 +114,7 @@ def _shifts(
         notes.append(recorded)
     else:
         pairs[drift.SCORE] = (recorded, now.loc[now["model_version"] == version, "probability"])
-    return drift.compare(pairs, settings.significance, settings.min_shift)
+    return pairs
 
 
 def _feedback(

@@ -29,10 +29,10 @@ def run() -> None:
     inputs = Inputs(folder, Path(settings.monitor.feedback), args.data, args.index)
     args.out.mkdir(parents=True, exist_ok=True)
     sources = list(settings.ingest.sources)
-    result, rows, before = monitor(settings.monitor, settings.register_.model, sources, inputs, args.out, now)
+    result, rows, pairs = monitor(settings.monitor, settings.register_.model, sources, inputs, args.out, now)
     history = remember(result, args.out)
     stage.replace(args.out / "report.json", lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
-    stage.replace(args.out / "report.html", lambda path: report.write(result, rows, before, history, path))
+    stage.replace(args.out / "report.html", lambda path: report.write(result, rows, pairs, history, path))
     report.metrics(result, args.out / "metrics.prom")
     print(f"{result['n']:,} predictions of {result['n_images']:,} different pictures since {result['since']}")
     for note in result["notes"]:

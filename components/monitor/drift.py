@@ -14,6 +14,9 @@ _BINS = 10
 _FLOOR = 1e-4  # share of a bin, so that an empty one has a logarithm
 _OTHERS = 5  # images that a word needs before; rarer ones count together
 
+Pairs = dict[str, tuple[pd.Series, pd.Series]]
+"""Values before and now, by statistic; missing ones are left out."""
+
 
 @dataclass(frozen=True)
 class Shift:
@@ -43,7 +46,7 @@ def derived(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(bytes_per_pixel=rows["n_bytes"] / (rows["width"].astype(float) * rows["height"]))
 
 
-def compare(pairs: dict[str, tuple[pd.Series, pd.Series]], significance: float, min_shift: float) -> list[Shift]:
+def compare(pairs: Pairs, significance: float, min_shift: float) -> list[Shift]:
     """Compare distributions.
 
     A difference counts as drift where it is sure, by a test of Kolmogorov and Smirnov (of chi squared for words) whose
@@ -51,7 +54,7 @@ def compare(pairs: dict[str, tuple[pd.Series, pd.Series]], significance: float, 
     index: with many predictions every trifle is sure.
 
     Args:
-        pairs: by name, the values before and now; missing ones are left out.
+        pairs: what is compared.
         significance: rate of false discoveries.
         min_shift: the index from which a difference is large.
 

@@ -13,12 +13,14 @@ from matplotlib import dates
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from components.monitor.drift import Pairs
+
 _COLOURS = {"real": "#2a6f97", "ai": "#c8553d", "uncertain": "#8d99ae", "error": "#222222"}
 _BEFORE, _NOW = "#8d99ae", "#2a6f97"
 _SHOWN = 300  # reports
 
 
-def distributions(pairs: dict[str, tuple[pd.Series, pd.Series]], drifted: set[str]) -> bytes:
+def distributions(pairs: Pairs, drifted: set[str]) -> bytes:
     """Histograms before and now, those that drifted with a red title."""
     columns = 3
     lines = max(1, -(-len(pairs) // columns))

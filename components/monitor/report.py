@@ -16,14 +16,14 @@ _WORDS = {"ok": "nothing unusual", "too few": "too few predictions to judge drif
 
 
 def write(
-    result: dict[str, Any], rows: pd.DataFrame, before: pd.DataFrame, history: list[dict[str, Any]], path: Path
+    result: dict[str, Any], rows: pd.DataFrame, pairs: drift.Pairs, history: list[dict[str, Any]], path: Path
 ) -> None:
     """Write the page: the verdict, problems, drift, volume, versions, feedback, and how it went before.
 
     Args:
         result: what `report.json` holds.
         rows: predictions of the window.
-        before: statistics of training images.
+        pairs: what was compared.
         history: of reports, this one last.
         path: the file to write.
     """
@@ -42,7 +42,7 @@ def write(
         if result["problems"]
         else "<p>None.</p>",
         *(f"<p><b>A reason to retrain:</b> {escape(reason)}</p>" for reason in result["retrain"]),
-        *_drift(result, rows, before),
+        *_drift(result, pairs),
         "<h2>Predictions</h2>",
         page.table(["", ""], list(_figures(result))),
         page.picture(plots.volume(rows, since, at), "predictions by verdict over the window"),
@@ -65,7 +65,7 @@ def _figures(result: dict[str, Any]) -> Iterable[list[str]]:
         yield ["latency, median and 95th percentile", f"{latency['median']:.3f} s, {latency['p95']:.3f} s"]
 
 
-def _drift(result: dict[str, Any], rows: pd.DataFrame, before: pd.DataFrame) -> Iterable[str]:
+def _drift(result: dict[str, Any], pairs: drift.Pairs) -> Iterable[str]:
     if not result["drift"]:
         return
     yield (
@@ -88,11 +88,9 @@ def _drift(result: dict[str, Any], rows: pd.DataFrame, before: pd.DataFrame) -> 
             for shift in result["drift"]
         ],
     )
-    old = drift.derived(before)
-    new = drift.derived(rows[rows["error"].isna()].drop_duplicates("sha256", keep="last"))
-    shown = [shift["name"] for shift in result["drift"] if shift["name"] != drift.SCORE]
+    shown = {shift["name"]: pairs[shift["name"]] for shift in result["drift"]}
     drifted = {shift["name"] for shift in result["drift"] if shift["drifted"]}
-    yield page.picture(plots.distributions({name: (old[name], new[name]) for name in shown}, drifted), "distributions")
+    yield page.picture(plots.distributions(shown, drifted), "distributions before and now")
 
 
 def _versions(result: dict[str, Any]) -> Iterable[str]:
