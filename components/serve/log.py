@@ -29,6 +29,7 @@ from components.params import Monitor
 _FIELDS = ("probability", "verdict", "threshold", "model_version", "warnings", "error")
 _BEHIND = 16 * 2**20  # bytes that wait, from which pictures have no statistics
 _FULL = 64 * 2**20  # bytes that wait, from which predictions are not logged
+_SHARE, _BURST = 0.1, 10.0  # of a core that statistics may take in the long run, and s that they may take at once
 _ROW = 1000  # bytes that a row without its picture counts
 _PAUSE = 2.0  # s before a process that ended is started anew
 _END = 30.0  # s that the gateway's end waits for the rest to be written
@@ -132,6 +133,22 @@ def _decoded(image: str | None) -> bytes | None:
         return None
 
 
+class Budget:
+    """Time that may be spent: as much at once as was saved, and little in the long run, so that verdicts come first."""
+
+    def __init__(self, now: float) -> None:
+        self._saved, self._at = _BURST, now
+
+    def is_left(self, now: float) -> bool:
+        """Whether anything may be spent now, at a time in s."""
+        self._saved, self._at = min(_BURST, self._saved + _SHARE * (now - self._at)), now
+        return self._saved > 0
+
+    def spend(self, seconds: float) -> None:
+        """Count what was spent."""
+        self._saved -= seconds
+
+
 def _main() -> None:
     """Take down what comes on stdin until its end."""
     for number in (signal.SIGINT, signal.SIGTERM):  # that a terminal or systemd sends to all; the gateway ends this
@@ -141,7 +158,7 @@ def _main() -> None:
     os.nice(5)  # verdicts come first
     settings: Monitor = pickle.load(sys.stdin.buffer)
     assert settings.folder is not None
-    writer = predictions.Writer(Path(settings.folder), settings.keep_days)
+    writer, budget = predictions.Writer(Path(settings.folder), settings.keep_days), Budget(time.monotonic())
     due = time.monotonic() + settings.flush_s
     with contextlib.suppress(EOFError, pickle.UnpicklingError):  # the gateway was killed, in the middle of a row maybe
         while True:
@@ -150,8 +167,11 @@ def _main() -> None:
                 image, row, in_time = item
                 data = _decoded(image)
                 if data is not None:
-                    row |= predictions.statistics(data) if in_time else {"n_bytes": len(data)}
-                    row["sha256"] = hashlib.sha256(data).hexdigest()
+                    row |= {"n_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                    if in_time and budget.is_left(time.monotonic()):
+                        began = time.process_time()
+                        row |= predictions.statistics(data)
+                        budget.spend(time.process_time() - began)
                 writer.add(row, data if settings.keep_images and in_time else None)
             if time.monotonic() >= due:
                 writer.flush()

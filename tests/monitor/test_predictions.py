@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from components import predictions
 from components.params import Monitor
-from components.serve.log import Log
+from components.serve.log import Budget, Log
 
 NOON = datetime(2026, 5, 17, 12, tzinfo=UTC)
 ANSWER = {"label": "ai", "probability": 0.9, "verdict": "ai", "threshold": 0.5, "model_version": "3", "warnings": []}
@@ -187,7 +187,7 @@ def test_what_is_killed_loses_nothing_that_was_sent(tmp_path: Path) -> None:
     """A gateway that gets SIGKILL leaves a log that writes what it has, and ends."""
     code = (
         "import sys, time; from prometheus_client import CollectorRegistry; import served\n"
-        "from components.params import Monitor; from components.serve.log import Log\n"
+        "from components.params import Monitor; from components.serve.log import Budget, Log\n"
         f"registry = CollectorRegistry(); answer = {ANSWER!r}\n"
         f"log = Log(Monitor(folder={str(tmp_path)!r}, flush_s=3600), registry).__enter__()\n"
         "for n in range(20): log.add([served.encoded(served.picture(n))], [answer], 0.1)\n"
@@ -239,6 +239,16 @@ def test_a_line_that_is_too_long_is_cut_and_counted(tmp_path: Path, monkeypatch:
     found = logged(tmp_path)
     assert len(found) == n and found["sha256"].notna().all()
     assert found["width"].isna().any() and found["width"].notna().any(), "far behind, it leaves the statistics out"
+
+
+def test_statistics_take_a_tenth_of_a_core_in_the_long_run() -> None:
+    budget = Budget(100.0)
+    spent = 0.0
+    for tenths in range(10_000):
+        if budget.is_left(100 + tenths / 10):
+            budget.spend(0.05)
+            spent += 0.05
+    assert spent == pytest.approx(0.1 * 1000 + 10, abs=0.1)
 
 
 def wait(what: Any) -> None:
