@@ -211,7 +211,7 @@ def test_a_log_that_dies_is_started_anew(tmp_path: Path, capfd: pytest.CaptureFi
     taken = lambda: registry.get_sample_value("trueframe_predictions_logged_total")  # noqa: E731
     with Log(settings(tmp_path, flush_s=0.1), registry) as log:
         log.add([image], [ANSWER], 0.1)
-        wait(lambda: files(tmp_path))
+        wait(lambda: len(logged(tmp_path)) == 1)
         assert log._process is not None
         log._process.kill()
         log._process.wait()
