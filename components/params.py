@@ -351,6 +351,34 @@ class Engine(Section):
     )
 
 
+class Monitor(Section):
+    """The log of predictions, what is looked for in it, and what follows."""
+
+    folder: str | None = Field("predictions", description="of the log that the gateway writes; null for none")
+    keep_days: int = Field(90, ge=1, description="days after which the log is deleted")
+    keep_images: bool = Field(False, description="whether the pictures are kept too, as long as the log")
+    flush_s: float = Field(10, gt=0, description="s for which predictions are in memory alone")
+    window_hours: float = Field(24, gt=0, description="h before now that a report is about")
+    min_images: int = Field(200, ge=50, description="different pictures below which drift isn't judged")
+    reference_images: int = Field(5000, ge=100, description="training images that are compared with, at most")
+    significance: float = Field(0.01, gt=0, lt=1, description="rate of false discoveries among what is called drift")
+    min_shift: float = Field(
+        0.2, gt=0, description="population stability index below which a difference is too small to be drift"
+    )
+    max_uncertain: Share = Field(0.4, description="share of uncertain verdicts")
+    max_errors: Share = Field(0.05, description="share of predictions without a verdict")
+    max_reported: Share = Field(0.05, description="share of pictures whose verdict somebody reported as wrong")
+    feedback: str = Field("feedback", description="folder of reports")
+    new_feedback: int = Field(50, ge=1, description="accepted reports, not in the data yet, that start a retraining")
+    deployment: str | None = Field(
+        "retrain/nightly", description="that is run on drift or on enough new feedback; null for none"
+    )
+    cooldown_hours: float = Field(24, ge=0, description="h between two retrainings that the monitor starts")
+    alert: str | None = Field(
+        None, pattern="^[^/]+/[^/]+$", description="a notification block of Prefect, TYPE/NAME: slack-webhook/ops"
+    )
+
+
 class Params(Section):
     """Every setting, one section a stage. Those that DVC watches have to be there, if only as `{}`."""
 
@@ -364,6 +392,7 @@ class Params(Section):
     serve: Serve = Serve()
     kubeflow: Kubeflow = Kubeflow()
     engine: Engine = Engine()
+    monitor: Monitor = Monitor()
 
     @model_validator(mode="after")
     def _no_password(self) -> Self:

@@ -152,6 +152,29 @@ def run() -> None:
 
 
 @app.command()
+def monitor(
+    retrain: Annotated[bool, typer.Option("--retrain", help="run the retraining here, if there is a reason")] = False,
+) -> None:
+    """What the last predictions say, and a retraining if they ask for it."""
+    _prepare_flow()
+    from flows import monitor as monitoring
+
+    state = monitoring.monitor(here=retrain, return_state=True)
+    if not state.is_completed():
+        fail(state.message or "the flow failed")
+    report = json.loads((monitoring.FOLDER / "report.json").read_text())
+    table = Table("", "stability index", "training", "now", "")
+    for s in report["drift"]:
+        table.add_row(s["name"], f"{s['psi']:.3f}", s["before"], s["now"], "[red]drift[/]" if s["drifted"] else "")
+    console.print(table)
+    for problem in report["problems"]:
+        print(f"{problem['check']}: {problem['message']}")
+    for note in report["notes"]:
+        print(note)
+    print(f"{report['status']}; {state.message}\nreport: {(monitoring.FOLDER / 'report.html').resolve().as_uri()}")
+
+
+@app.command()
 def tune(
     model: str,
     trials: Annotated[int | None, typer.Option(min=1, help="instead of tune.trials")] = None,
@@ -273,7 +296,8 @@ def serve(
     from flows import serving
 
     settings = load()
-    serving.serve(settings.register_.model, settings.serve, host, port, workers, follow=follow)
+    name = settings.register_.model
+    serving.serve(name, settings.serve, settings.monitor, host, port, workers, follow=follow)
 
 
 @app.command()

@@ -22,7 +22,7 @@ import uvicorn
 from PIL import Image
 from prometheus_client import Counter, Gauge
 
-from components.params import Serve
+from components.params import Monitor, Serve
 from components.register.registry import Registry
 from components.serve import gateway
 from components.serve.gateway import Gateway
@@ -38,12 +38,13 @@ _CONNECTIONS = 1000
 _ERROR = re.compile(r"[\w.]*(Error|Exception): ")
 
 
-def serve(name: str, settings: Serve, host: str, port: int, workers: int, *, follow: bool) -> None:
+def serve(name: str, settings: Serve, monitor: Monitor, host: str, port: int, workers: int, *, follow: bool) -> None:
     """Serve the champion until told to end.
 
     Args:
         name: of the registered model.
         settings: the section `serve`.
+        monitor: the section `monitor`.
         host: of the gateway.
         port: of the gateway.
         workers: model servers.
@@ -66,7 +67,7 @@ def serve(name: str, settings: Serve, host: str, port: int, workers: int, *, fol
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # who doesn't read the answer is cut off
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(settings.read_s * 1000))
-        service = _Service(registry, settings, Gateway(settings, keys), workers)
+        service = _Service(registry, settings, Gateway(settings, keys, monitor), workers)
         asyncio.run(service.run(listening, champion, follow))
 
 

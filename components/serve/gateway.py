@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -24,8 +25,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from components.params import Serve
+from components.params import Monitor, Serve
 from components.serve import access
+from components.serve.log import Log
 from components.serve.queue import Backend, Options, Queue, Refused
 
 KEYS = "TRUEFRAME_API_KEYS"
@@ -48,6 +50,7 @@ class Gateway:
     Args:
         settings: the section `serve`.
         keys: of those who may ask; none for everyone.
+        monitor: the section `monitor`; predictions are logged where it names a folder. Null logs none.
 
     Attributes:
         app: for an ASGI server.
@@ -56,10 +59,11 @@ class Gateway:
         version: that answers now.
     """
 
-    def __init__(self, settings: Serve, keys: Sequence[str] = ()) -> None:
+    def __init__(self, settings: Serve, keys: Sequence[str] = (), monitor: Monitor | None = None) -> None:
         self.settings = settings
         self.version: str | None = None
         self.registry = CollectorRegistry()
+        self._log = Log(monitor, self.registry) if monitor and monitor.folder else None
         self.queue = Queue(self.registry, settings.answer_s)
         self._keys = access.Keys(keys)
         self._rate = access.Rate(settings.rate) if settings.rate else None
@@ -82,8 +86,9 @@ class Gateway:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """While it works."""
-        async with self.queue:
-            yield
+        with self._log or contextlib.nullcontext():
+            async with self.queue:
+                yield
 
     async def use(self, backends: Sequence[Backend], version: str) -> None:
         """Answer with a version from now on; returns when the servers before have answered what they had."""
@@ -159,14 +164,23 @@ class Gateway:
     async def _score(self, route: str, images: list[str | None], options: Options) -> list[dict[str, Any]]:
         self._room()
         self._inside += 1
+        began = time.monotonic()
         try:
-            with self._seconds.labels(route).time():
-                rows = await self.queue.score(images, options) if images else []
+            rows = await self.queue.score(images, options) if images else []
+        except Refused as refused:
+            self._note(images, [{"error": refused.reason}] * len(images), time.monotonic() - began)
+            raise
         finally:
             self._inside -= 1
+            self._seconds.labels(route).observe(time.monotonic() - began)
+        self._note(images, rows, time.monotonic() - began)
         for row in rows:
             self._images.labels("error" if row["error"] else row["verdict"]).inc()
         return rows
+
+    def _note(self, images: list[str | None], rows: list[dict[str, Any]], seconds: float) -> None:
+        if self._log:
+            self._log.add(images, rows, seconds)
 
     def _known(self, request: Request) -> str:
         """Who asks: a key, or an address where none is needed."""

@@ -14,7 +14,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
     env = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     server = Project(home, env).start("prefect", "server", "start", "--port", str(port), log="server.log")
     try:
-        wait_for(f"http://127.0.0.1:{port}/api/health", server)
+        wait_for(f"http://127.0.0.1:{port}/api/health", server, 300)
         yield {**env, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
     finally:
         stop(server)
