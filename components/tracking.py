@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import subprocess
 import urllib.error
 import urllib.request
@@ -44,11 +45,21 @@ def connect() -> Any:
         else:
             mlflow.set_experiment(EXPERIMENT)
     except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise StageError(
-            f"the MLflow store {uri} can't be used ({reason}); start it, or correct MLFLOW_TRACKING_URI"
-        ) from None
+        way = "start it, or correct MLFLOW_TRACKING_URI"
+        if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED") or "401" in str(error):
+            way = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD have to name an account that it knows"
+        raise StageError(f"the MLflow store {shown(uri)} can't be used ({line(error)}); {way}") from None
     return mlflow
+
+
+def shown(uri: str) -> str:
+    """An address without the password that may stand in it."""
+    return re.sub(r"://[^/@]*@", "://", uri)
+
+
+def line(error: Exception) -> str:
+    """What an error says first, without the password that may stand in an address."""
+    return shown(str(error).strip().splitlines()[0])[:300] if str(error).strip() else type(error).__name__
 
 
 def begun() -> bool:
