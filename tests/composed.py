@@ -31,7 +31,7 @@ class Compose:
 
     def environment(self, service: str) -> dict[str, str]:
         said = self.services[service]["environment"]
-        return {name: "127.0.0.1" if value in PORTS else self.here(value) for name, value in said.items()}
+        return {name: "127.0.0.1" if name.endswith("HOST") else self.here(value) for name, value in said.items()}
 
     def probe(self, service: str) -> list[str]:
         """The health check's command."""
