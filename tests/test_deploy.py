@@ -135,12 +135,15 @@ def test_a_gpu_is_asked_for_where_one_is_needed() -> None:
 @pytest.mark.parametrize("pool", ["cpu", "gpu"])
 def test_a_pool_takes_what_prefect_lets_a_deployment_say(pool: str) -> None:
     worker = pytest.importorskip("prefect_kubernetes.worker", reason="`pip install prefect-kubernetes`")
+    from prefect.server.schemas.actions import validate_base_job_template
     from prefect.utilities.schema_tools.validation import is_valid_schema, validate
 
+    validate_base_job_template(json.loads((ROOT / "deploy/process-pool.json").read_text()))
     template = json.loads((FOLDER / f"pools/{pool}.json").read_text())
     standard = worker.KubernetesWorker.get_default_base_job_template()
     assert set(standard["variables"]["properties"]) <= set(template["variables"]["properties"])
     assert set(standard["job_configuration"]) == set(template["job_configuration"])
+    validate_base_job_template(template)
     is_valid_schema(template["variables"], preprocess=False)
     resources = {"cpu_request": "1", "memory_request": "4Gi"}
     said = {"image": "elsewhere/trueframe:2", **resources, "env": {"TF_CPP_MIN_LOG_LEVEL": "2"}}
