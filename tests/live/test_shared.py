@@ -133,7 +133,7 @@ def trained(shared: Shared) -> Project:
         where = ["--name", "shared", "--pool", "cpu"]
         one.ok("prefect", "--no-prompt", "deploy", "flows/retrain.py:retrain", *where)
         shared.wait("worker", worker)
-        done = one.run("prefect", "deployment", "run", "retrain/shared", "--watch", timeout=600)
+        done = one.run("prefect", "deployment", "run", "retrain/shared", "--watch", timeout=1800)
         assert done.returncode == 0, done.stdout[-2000:] + shared.said("worker")
     finally:
         stop(worker)
