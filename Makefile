@@ -17,9 +17,13 @@ lint: .venv/.ready
 bench: .venv/.ready
 	$(BIN)/python -m benchmarks
 
+COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url
+IMAGE := --extra shared --extra ui --extra kubernetes -c requirements.lock
+
 lock: .venv/.ready
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--extra dev pyproject.toml -o requirements.lock
+	$(COMPILE) --extra dev pyproject.toml -o requirements.lock
+	$(COMPILE) $(IMAGE) pyproject.toml -o deploy/requirements.lock
+	$(COMPILE) $(IMAGE) --extra gpu pyproject.toml -o deploy/requirements-gpu.lock
 
 audit: .venv/.ready
 	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict

@@ -1,6 +1,8 @@
 """`params.yaml` as frozen models. A key that is wrong or unknown stops every command, by its name."""
 
 import difflib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -447,10 +449,23 @@ def load(path: Path = Path("params.yaml")) -> Params:
         raise StageError(f"{path}: not here; `trueframe use sample` writes one") from None
     except yaml.YAMLError as error:
         raise StageError(f"{path}: not YAML: {error}") from None
+    for name in _passwords(raw):
+        raise StageError(
+            f"{path}: {name} holds a password, and this file is logged with every model; let the environment hold it "
+            "(PGPASSWORD, AWS_SECRET_ACCESS_KEY, …)"
+        )
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
         raise StageError(f"{path}: " + "; ".join(_explain(e, raw) for e in error.errors())) from None
+
+
+def _passwords(node: Any, name: str = "") -> Iterator[str]:
+    """The names of settings that are addresses with a password in them."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield from _passwords(value, f"{name}.{key}" if name else str(key))
+    if isinstance(node, str) and re.search(r"://[^/@:]*:[^/@]+@", node):
+        yield name
 
 
 def _explain(error: Any, raw: Any) -> str:

@@ -49,7 +49,7 @@ def connect() -> Any:
     except (MlflowException, OSError) as error:
         if denied := refused(error):
             raise StageError(f"the MLflow store {shown(uri)} can't be used: {denied}") from None
-        reason = str(error).splitlines()[0].replace(uri, shown(uri))
+        reason = line(error).replace(uri, shown(uri))
         raise StageError(
             f"the MLflow store {shown(uri)} can't be used ({reason}); start it, or correct MLFLOW_TRACKING_URI"
         ) from None
@@ -63,6 +63,11 @@ def shown(uri: str) -> str:
     except ValueError:
         return uri
     return uri.replace(f":{password}@", ":…@") if password else uri
+
+
+def line(error: Exception) -> str:
+    """What an error says first, without the password that may stand in an address."""
+    return shown(str(error).strip().splitlines()[0])[:300] if str(error).strip() else type(error).__name__
 
 
 def begun() -> bool:

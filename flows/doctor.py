@@ -6,6 +6,8 @@ import platform
 import re
 import shutil
 import subprocess
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -69,24 +71,67 @@ def _data() -> str:
 
 def _mlflow() -> str:
     mlflow = tracking.connect()
-    return f"store {tracking.shown(mlflow.get_tracking_uri())} answers"
+    uri = tracking.shown(mlflow.get_tracking_uri())
+    if not uri.startswith(("http://", "https://")):
+        return f"store {uri} answers"
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    said = f"server {uri} answers{f' {user}' if user else ''}"
+    place = mlflow.get_experiment_by_name(tracking.EXPERIMENT).artifact_location
+    if not place.startswith("mlflow-artifacts:"):
+        return f"{said}; artifacts go past it, to {tracking.shown(place)}"
+    try:
+        mlflow.artifacts.list_artifacts(artifact_uri=place)
+    except Exception as error:
+        raise StageError(f"{said}, but not its artifacts' store ({tracking.line(error)})") from None
+    return f"{said}; artifacts go through it"
 
 
 def _prefect() -> str:
-    import urllib.request
-
+    from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
 
     url = PREFECT_API_URL.value()
     if not url:
         return "no server is set (PREFECT_API_URL); a temporary one is started for each run"
+    shown = tracking.shown(url)
+    status, reason = _answer(f"{url}/ready")
+    if status == 503:
+        raise StageError(f"server {shown} answers, but not its database")
+    if status != 200:
+        raise StageError(f"server {shown} doesn't answer ({reason}); start it with `prefect server start`")
     try:
-        urllib.request.urlopen(f"{url}/health", timeout=5).close()
+        with get_client(sync_client=True) as client:
+            pools = [pool for pool in client.read_work_pools() if pool.type != "prefect-agent"]
+    except Exception as error:
+        if "401" not in str(error):
+            raise StageError(f"server {shown}: {tracking.line(error)}") from None
+        raise StageError(f"server {shown} doesn't know us; set PREFECT_API_AUTH_STRING as the server has it") from None
+    states = [f"{pool.name} ({'a worker is there' if pool.status == 'READY' else 'no worker'})" for pool in pools]
+    return f"server {shown} answers; work pools: {', '.join(states) or 'none yet'}"
+
+
+def _gateway() -> str:
+    url = os.environ.get("TRUEFRAME_GATEWAY_URL")
+    if not url:
+        return "none is set (TRUEFRAME_GATEWAY_URL); `trueframe serve` starts one"
+    status, text = _answer(f"{url.rstrip('/')}/health/ready")
+    shown = tracking.shown(url)
+    if status == 200:
+        return f"{shown} answers with version {json.loads(text)['model_version']}"
+    if status == 503:
+        raise StageError(f"{shown} answers, but has no model yet")
+    raise StageError(f"{shown} doesn't answer ({text})")
+
+
+def _answer(url: str) -> tuple[int, str]:
+    """What a server says to a question: status and text; 0 and the reason where it says nothing."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, f"status {error.code}"
     except OSError as error:
-        raise StageError(
-            f"server {tracking.shown(url)} doesn't answer ({error}); start it with `prefect server start`"
-        ) from None
-    return f"server {tracking.shown(url)} answers"
+        return 0, str(error)
 
 
 def _remote() -> str:
@@ -170,6 +215,7 @@ _LOOKS: dict[str, Callable[[], str]] = {
     "data": _data,
     "MLflow": _mlflow,
     "Prefect": _prefect,
+    "gateway": _gateway,
     "DVC remote": _remote,
     "disk": _disk,
 }

@@ -207,3 +207,20 @@ def test_candidates_are_the_models_and_after_them_the_ensembles(tmp_path: Path) 
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
     found = params.load(tmp_path / "params.yaml").train.candidates
     assert list(found.items()) == [("small", ["small"]), ("wide", ["wide"]), ("both", ["wide", "small"])]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("tune.storage", "postgresql://me:hunter22@db/optuna"),
+        ("ingest.sources", {"web": {"from": "https://me:hunter22@example.org/list"}}),
+    ],
+)
+def test_a_password_does_not_belong_here(tmp_path: Path, path: str, value: object) -> None:
+    said = refusal(tmp_path, yaml.safe_dump(changed(path, value)))
+    assert path in said and "holds a password" in said and "hunter22" not in said
+
+
+def test_an_address_without_a_password_does(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed("tune.storage", "postgresql://db/optuna")))
+    assert params.load(tmp_path / "params.yaml").tune.storage == "postgresql://db/optuna"

@@ -1,0 +1,341 @@
+"""The image, the compose file and the manifests of Kubernetes against each other and against what they run."""
+
+import asyncio
+import json
+import os
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import composed
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "deploy/kubernetes"
+EXAMPLE = composed.read_variables((ROOT / "deploy/.env.example").read_text())
+COMPOSE = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]
+MANIFESTS: list[dict[str, Any]] = [
+    document
+    for path in sorted(FOLDER.glob("*.yaml"))
+    if path.name != "kustomization.yaml"
+    for document in yaml.safe_load_all(path.read_text())
+]
+IMAGE = "trueframe:latest"
+
+
+def of(kind: str) -> dict[str, dict[str, Any]]:
+    """The manifests of a kind by their names; jobs by how theirs begin."""
+    meta = [(document["metadata"], document) for document in MANIFESTS if document["kind"] == kind]
+    return {(m.get("name") or m["generateName"].rstrip("-")): document for m, document in meta}
+
+
+@cache
+def pods() -> dict[str, dict[str, Any]]:
+    """The pod templates of everything that runs, the work pools' jobs among it."""
+    made = {name: document["spec"]["template"] for name, document in (of("Deployment") | of("Job")).items()}
+    return made | {f"pool {pool}": rendered(pool)["spec"]["template"] for pool in ("cpu", "gpu")}
+
+
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]
+
+
+def rendered(pool: str, **variables: Any) -> dict[str, Any]:
+    """The Job that a worker makes of a run in a pool, as a worker with a password in its environment would make it."""
+    worker = pytest.importorskip("prefect_kubernetes.worker", reason="`pip install prefect-kubernetes`")
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    template = json.loads((FOLDER / f"pools/{pool}.json").read_text())
+    configuration = worker.KubernetesWorkerJobConfiguration
+
+    async def render() -> Any:
+        client = PrefectClient("http://127.0.0.1:1/api")  # there are no blocks to ask for
+        return await configuration.from_template_and_values(template, variables, client=client)
+
+    with temporary_settings(
+        {PREFECT_API_AUTH_STRING: "trueframe:a-secret", PREFECT_API_URL: "http://prefect:4200/api"}
+    ):
+        made = asyncio.run(render())
+        made.prepare_for_flow_run(FlowRun(flow_id="00000000-0000-0000-0000-000000000000", name="Some Run"))
+    job = dict(made.job_manifest)
+    # Prefect insists on these where Kubernetes, which passes over what it doesn't know, has no such fields.
+    assert [job["spec"]["template"]["spec"].pop(name) for name in ("parallelism", "completions")] == [1, 1]
+    return job
+
+
+def test_the_manifests_are_valid() -> None:
+    utils = pytest.importorskip("kubernetes_validate.utils", reason="`pip install kubernetes-validate`")
+    import jsonschema
+    import referencing
+
+    # As its `validate(…, strict=True)` does for one document, but with the definitions read once for all of them.
+    schemas = "kubernetes-json-schema/v1.31.0-local-strict"
+    definitions = referencing.Resource.from_contents(utils.schema_contents(f"{schemas}/_definitions.json", "1.31"))
+    registry = (definitions @ referencing.Registry()).crawl()
+    for document in [*MANIFESTS, rendered("cpu"), rendered("gpu")]:
+        version = re.sub(r"^([^./]*)(?:\.[^/]*)?/", r"\1-", document["apiVersion"])
+        schema = utils.schema_contents(f"{schemas}/{document['kind'].lower()}-{version}.json", "1.31")
+        registry = referencing.Resource.from_contents(schema) @ registry
+        jsonschema.Draft202012Validator(schema, registry=registry).validate(document)
+    listed = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    by_hand = {"train.yaml", "mlflow-users.yaml", "deployments.yaml"}  # jobs: they run when they are made
+    assert {*listed["resources"], *by_hand, "kustomization.yaml"} == {path.name for path in FOLDER.glob("*.yaml")}
+    for generated in listed["configMapGenerator"]:
+        assert all((FOLDER / file).is_file() for file in generated["files"])
+
+
+def test_everything_runs_with_as_few_rights_as_it_can() -> None:
+    for name, pod in pods().items():
+        spec = pod["spec"]
+        said = spec["securityContext"]
+        assert said["runAsNonRoot"] and said["runAsUser"] >= 1000 and said["seccompProfile"]["type"] == "RuntimeDefault"
+        assert spec["enableServiceLinks"] is False, name
+        assert spec.get("automountServiceAccountToken") is (None if name == "worker" else False), name
+        for container in containers(pod):
+            where = f"{name}/{container['name']}"
+            own = container["securityContext"]
+            assert own["readOnlyRootFilesystem"] and not own["allowPrivilegeEscalation"], where
+            assert own["capabilities"] == {"drop": ["ALL"]}, where
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"]), where
+            assert {"cpu", "memory"} <= set(container["resources"]["limits"]), where
+            mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+            assert "/tmp" in mounts.values(), where
+            assert set(mounts) <= {volume["name"] for volume in spec["volumes"]}, where
+    for service, said in COMPOSE.items():
+        if "build" in said:
+            assert said["read_only"] and said["cap_drop"] == ["ALL"], service
+            assert said["security_opt"] == ["no-new-privileges:true"], service
+
+
+def test_the_image_is_the_same_everywhere() -> None:
+    for name, pod in pods().items():
+        gpu = name in ("train", "pool gpu")
+        assert {container["image"] for container in containers(pod)} == {f"{IMAGE}-gpu" if gpu else IMAGE}, name
+    for service, said in COMPOSE.items():
+        if "build" in said:
+            assert f":-{IMAGE}{'-gpu' if service == 'worker-gpu' else ''}}}" in said["image"], service
+    assert yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["images"][0]["name"] == IMAGE.split(":")[0]
+
+
+def test_a_gpu_is_asked_for_where_one_is_needed() -> None:
+    for name, pod in pods().items():
+        asked = [c["resources"]["limits"].get("nvidia.com/gpu") for c in pod["spec"]["containers"]]
+        assert asked == (["1"] if name in ("train", "pool gpu") else [None] * len(asked)), name
+    assert (
+        rendered("gpu", gpus="2")["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
+        == "2"
+    )
+
+
+@pytest.mark.parametrize("pool", ["cpu", "gpu"])
+def test_a_pool_takes_what_prefect_lets_a_deployment_say(pool: str) -> None:
+    worker = pytest.importorskip("prefect_kubernetes.worker", reason="`pip install prefect-kubernetes`")
+    from prefect.server.schemas.actions import validate_base_job_template
+    from prefect.utilities.schema_tools.validation import is_valid_schema, validate
+
+    validate_base_job_template(json.loads((ROOT / "deploy/process-pool.json").read_text()))
+    template = json.loads((FOLDER / f"pools/{pool}.json").read_text())
+    standard = worker.KubernetesWorker.get_default_base_job_template()
+    assert set(standard["variables"]["properties"]) <= set(template["variables"]["properties"])
+    assert set(standard["job_configuration"]) == set(template["job_configuration"])
+    validate_base_job_template(template)
+    is_valid_schema(template["variables"], preprocess=False)
+    resources = {"cpu_request": "1", "memory_request": "4Gi"}
+    said = {"image": "elsewhere/trueframe:2", **resources, "env": {"TF_CPP_MIN_LOG_LEVEL": "2"}}
+    assert validate(said, template["variables"]) == []
+    job = rendered(pool, **said)
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "elsewhere/trueframe:2"
+    assert container["resources"]["requests"] == {"cpu": "1", "memory": "4Gi"}
+    assert {"name": "TF_CPP_MIN_LOG_LEVEL", "value": "2"} in container["env"]
+    assert container["args"] == ["prefect", "flow-run", "execute"]
+    assert job["metadata"]["namespace"] == "trueframe"
+    # With variables of its own, too, a deployment gets the password from the Secret, not as text from the worker.
+    names = [entry["name"] for entry in container["env"]]
+    assert len(names) == len(set(names)) and "PREFECT_API_AUTH_STRING" in names
+    assert "a-secret" not in json.dumps(job)
+
+
+def test_no_manifest_holds_a_secret() -> None:
+    assert not of("Secret")
+    for name, pod in pods().items():
+        for container in containers(pod):
+            for entry in container.get("env", ()):
+                secret = entry.get("valueFrom", {}).get("secretKeyRef")
+                if secret:
+                    assert secret["name"] == "trueframe" and secret["key"] in EXAMPLE, (name, entry)
+                else:
+                    assert not re.search("PASSWORD|SECRET|AUTH_STRING|ACCESS_KEY|API_KEY", entry["name"]), (name, entry)
+    assert not [key for key in of("ConfigMap")["trueframe"]["data"] if re.search("PASSWORD|SECRET|_KEY", key)]
+    secrets = [name for name, said in EXAMPLE.items() if not said or said.endswith(":")]
+    assert len(secrets) == 9
+    for said in COMPOSE.values():
+        for name, value in said.get("environment", {}).items():
+            for variable, sign in re.findall(r"\$\{(\w+):(.)", value):
+                assert variable in EXAMPLE, name
+                assert (sign == "?") == (variable in secrets), f"{name}: a secret has no default"
+
+
+def command(pod: str, container: int = 0) -> list[str]:
+    return list(pods()[pod]["spec"]["containers"][container]["command"])
+
+
+def test_the_commands_are_those_that_compose_starts() -> None:
+    for name in ("mlflow", "prefect", "gateway", "mlflow-users"):
+        assert command(name) == COMPOSE[name]["command"], name
+    assert pods()["mlflow"]["spec"]["initContainers"][0]["command"] == COMPOSE["mlflow-schema"]["command"]
+    assert command("page")[:-1] == COMPOSE["page"]["command"][:-1]
+    for number, pool in enumerate(("cpu", "gpu")):
+        kubernetes = shlex.join(command("worker", number)).replace("=", " ")
+        template = f"--base-job-template /pools/{pool}.json "
+        composes = shlex.join(COMPOSE["worker" if pool == "cpu" else "worker-gpu"]["command"])
+        assert kubernetes.replace(template, "").replace("kubernetes", "process") == composes
+
+
+def test_the_page_on_the_shared_set_up_has_the_same_commands() -> None:
+    page = (ROOT / "docs/shared.md").read_text()
+    for name, said in COMPOSE.items():
+        if "command" in said and name not in ("page", "worker-gpu"):
+            words = shlex.join([*said.get("entrypoint", ()), *said["command"]])
+            if name != "gateway":
+                words = words.replace("0.0.0.0", "127.0.0.1")
+            assert words.removesuffix(" /data") in page, name
+    script = [line[4:] for line in (ROOT / "deploy/.env.example").read_text().splitlines() if line.startswith("#   ")]
+    assert "\n".join(script) in page
+
+
+def test_the_commands_exist() -> None:
+    import typer
+
+    from flows.cli import app
+
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = [
+        container["command"] for pod in pods().values() for container in containers(pod) if "command" in container
+    ]
+    own = [said for said in commands if said[0] == "trueframe"]
+    assert len(own) == 3
+    for _, name, *words in own:
+        options = {option for parameter in known[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= options, name
+    for said in commands:
+        for word in said:
+            assert not word.startswith("deploy/") or (ROOT / word).is_file()
+
+
+def test_ports_and_probes_lead_to_what_listens() -> None:
+    from components.params import Serve
+    from components.serve.gateway import Gateway
+
+    gets = {route.path for route in Gateway(Serve()).app.routes if "GET" in route.methods}  # type: ignore[attr-defined]
+    ports = {name: f"{composed.PORTS[name]}" for name in ("mlflow", "prefect", "gateway", "page")}
+    for name, port in ports.items():
+        [container] = pods()[name]["spec"]["containers"]
+        assert f"--port {port}" in shlex.join(container["command"]).replace("=", " ")
+        assert container["ports"] == [{"name": "http", "containerPort": int(port)}]
+        assert of("Service")[name]["spec"]["ports"] == [{"name": "http", "port": int(port), "targetPort": "http"}]
+        assert of("Service")[name]["spec"]["selector"] == of("Deployment")[name]["spec"]["selector"]["matchLabels"]
+        [checked] = re.findall(rf"http://127.0.0.1:{port}(/\S+)'", COMPOSE[name]["healthcheck"]["test"][-1])
+        probes = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")}
+        assert {probe["port"] for probe in probes.values()} == {"http"}
+        assert probes["readiness"]["path"] == checked
+        if name == "gateway":
+            assert {probe["path"] for probe in probes.values()} <= gets
+        assert [said for said in COMPOSE[name]["ports"] if said.endswith(f":{port}:{port}")]
+    data = of("ConfigMap")["trueframe"]["data"]
+    assert data["MLFLOW_TRACKING_URI"] == "http://mlflow:5000" and data["PREFECT_API_URL"] == "http://prefect:4200/api"
+    for container in pods()["worker"]["spec"]["containers"]:
+        listens = {entry["name"]: entry.get("value") for entry in container["env"]}["PREFECT_WORKER_WEBSERVER_PORT"]
+        assert container["ports"] == [{"name": container["name"], "containerPort": int(listens)}]
+
+
+def test_who_may_talk_to_whom() -> None:
+    policies = of("NetworkPolicy")
+    assert policies["nothing-else"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    labels = {name: pod["metadata"]["labels"]["app.kubernetes.io/name"] for name, pod in pods().items()}
+    assert set(labels.values()) == set(policies) - {"nothing-else", "names"}
+
+    def allowed(label: str, direction: str, other: str, port: int) -> bool:
+        """Whether a rule of a pod's policy names the other pod with that port."""
+        for rule in policies[label]["spec"].get(direction, ()):
+            peers = json.dumps(rule.get("to" if direction == "egress" else "from", []))
+            if f'"{other}"' in peers and port in [said["port"] for said in rule["ports"]]:
+                return True
+        return False
+
+    open_to_all = {"gateway", "page"}
+    for caller, service, port in (
+        ("gateway", "mlflow", 5000),
+        ("page", "mlflow", 5000),
+        ("mlflow-users", "mlflow", 5000),
+        ("job", "mlflow", 5000),
+        ("job", "prefect", 4200),
+        ("worker", "prefect", 4200),
+    ):
+        assert allowed(caller, "egress", service, port) and allowed(service, "ingress", caller, port), (caller, service)
+    for name in open_to_all:
+        assert [said["port"] for rule in policies[name]["spec"]["ingress"] for said in rule["ports"]] == [
+            composed.PORTS[name]
+        ]
+
+
+def test_the_gateway_scales_and_is_never_away() -> None:
+    scaler = of("HorizontalPodAutoscaler")["gateway"]["spec"]
+    deployment = of("Deployment")["gateway"]["spec"]
+    assert scaler["scaleTargetRef"]["name"] == "gateway" and "replicas" not in deployment
+    assert scaler["minReplicas"] > of("PodDisruptionBudget")["gateway"]["spec"]["minAvailable"] > 0
+    assert deployment["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert of("PodDisruptionBudget")["gateway"]["spec"]["selector"] == deployment["selector"]
+    from components.params import Serve
+
+    pause = int(command_of_hook(deployment)[-1])
+    assert deployment["template"]["spec"]["terminationGracePeriodSeconds"] > Serve().answer_s + pause
+
+
+def command_of_hook(deployment: dict[str, Any]) -> list[str]:
+    return list(deployment["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"])
+
+
+def test_the_image_is_made_of_the_lock_and_of_nothing_secret() -> None:
+    text = (ROOT / "deploy/Dockerfile").read_text()
+    stages = text.split("\nFROM ")[1:]
+    assert len(stages) == 2
+    assert "--require-hashes -r" in stages[0] and "pip install" not in stages[1]
+    assert re.search(r"^USER 1000:1000$", stages[1], re.M) and "HEALTHCHECK" in stages[1]
+    [default] = re.findall(r"^CMD (.*)$", stages[1], re.M)
+    assert json.loads(default) == COMPOSE["gateway"]["command"]
+    [checked] = re.findall(r"^    CMD (.*)$", stages[1], re.M)
+    assert json.loads(checked) == COMPOSE["gateway"]["healthcheck"]["test"][1:]
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert rules[0] == "*" and "!deploy/.env" not in rules
+    for rule in rules[1:]:
+        if rule.startswith("!"):
+            assert list(ROOT.glob(rule[1:])), rule
+    for needed in ("mlflow-auth.ini", "mlflow_users.py"):
+        assert f"!deploy/{needed}" in rules
+    assert os.popen(f"git -C {ROOT} check-ignore deploy/.env").read().strip() == "deploy/.env"
+
+
+def locked(path: Path) -> dict[str, tuple[str, frozenset[str]]]:
+    """Version and hashes of each package of a lock."""
+    found = {}
+    for entry in re.split(r"\n(?=[a-z0-9])", path.read_text()):
+        name = re.match(r"([a-z0-9._-]+)==([^\s;\\]+)", entry)
+        if name:
+            found[name[1]] = (name[2], frozenset(re.findall(r"--hash=(sha256:\w+)", entry)))
+    return found
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-gpu.lock"])
+def test_the_image_s_lock_is_part_of_the_one_that_is_tested(name: str) -> None:
+    everything, own = locked(ROOT / "requirements.lock"), locked(ROOT / "deploy" / name)
+    assert {"tensorflow", "mlflow", "prefect", "dvc", "psycopg2-binary", "gradio", "prefect-kubernetes"} <= set(own)
+    assert not {"pytest", "playwright", "ray", "kfp", "jax", "pgserver"} & set(own)
+    assert all(hashes for _, hashes in own.values())
+    beyond = [package for package in own if everything.get(package) != own[package]]
+    assert all(package.startswith("nvidia-") for package in beyond) and bool(beyond) == ("gpu" in name), beyond
