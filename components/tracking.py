@@ -4,7 +4,9 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,6 +18,7 @@ from components.stage import StageError
 
 EXPERIMENT = "trueframe"
 _CODE = ("components", "dvc.yaml")
+_OUTAGES = ("ABORTED", "DEADLINE_EXCEEDED", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
 
 
 def connect() -> Any:
@@ -49,6 +52,29 @@ def connect() -> Any:
             f"the MLflow store {uri} can't be used ({reason}); start it, or correct MLFLOW_TRACKING_URI"
         ) from None
     return mlflow
+
+
+def is_trouble(error: Exception) -> bool:
+    """Whether this is of MLflow, or of the connection to its server."""
+    kinds = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return "mlflow" in sys.modules and bool(kinds & {"mlflow", "requests"})
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether it may work later: the store failed or didn't answer, rather than said no."""
+    if hasattr(error, "error_code"):
+        return error.error_code in _OUTAGES
+    answer = getattr(error, "response", None)
+    return is_trouble(error) and (answer is None or answer.status_code >= 500)
+
+
+def trouble(error: Exception) -> str:
+    """What MLflow complains about, as one line that says what to do."""
+    import mlflow
+
+    uri = re.sub(r"//[^/@]*@", "//", mlflow.get_tracking_uri())
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"the MLflow store {uri} fails ({reason}); run the same command again once it works: nothing is lost"
 
 
 def begun() -> bool:

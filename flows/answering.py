@@ -1,7 +1,6 @@
 """Which detector answers: the champion, another version, or the reference until there is one."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from components import networks, tracking
@@ -49,11 +48,7 @@ def found(number: str) -> list[Files]:
     registry = Registry(load().register_.model)
     if number not in {v.number for v in registry.versions()}:
         raise StageError(f"{registry.name} has no version {number}; `trueframe models` lists those there are")
-    try:
-        return [Files.logged(Path(registry.mlflow.artifacts.download_artifacts(f"models:/{registry.name}/{number}")))]
-    except (registry.mlflow.exceptions.MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise StageError(f"{registry.name} version {number}: its artifacts are gone or damaged ({reason})") from None
+    return [Files.logged(registry.download(number))]
 
 
 def detector(number: str) -> Any:

@@ -10,8 +10,15 @@ from components.stage import StageError
 
 
 @contextmanager
-def only_run(folder: Path) -> Iterator[None]:
+def only_run(folder: Path, run: str = "") -> Iterator[str | None]:
     """Hold the folder's lock; the system lets go of it when the process ends, however it ends.
+
+    Args:
+        folder: in which the run works.
+        run: what it is called.
+
+    Yields:
+        The run that held the lock before this one and was killed; None where none was.
 
     Raises:
         StageError: another run holds it.
@@ -22,8 +29,14 @@ def only_run(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise StageError(f"another run (process {file.read().strip()}) is at work here; wait for it") from None
+            pid = file.read().partition(" ")[0]
+            raise StageError(f"another run (process {pid}) is at work here; wait for it") from None
+        file.seek(0)
+        killed = file.read().partition(" ")[2] or None
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"{os.getpid()} {run}")
         file.flush()
-        yield
+        try:
+            yield killed
+        finally:
+            file.truncate(0)

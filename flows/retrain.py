@@ -4,12 +4,16 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
+from prefect.states import Completed, Crashed, Failed
 
 from components import params
 from components.register import gate
@@ -88,10 +92,24 @@ def retrain() -> State[Any]:
     """Ingest, version, push, validate, preprocess, train, evaluate, register, share."""
     try:
         train = params.load().train
-        with locks.only_run(Path("artifacts")):
+        with locks.only_run(Path("artifacts"), str(flow_run.id)) as killed:
+            if killed:
+                tell_of_crash(killed)
+            commands.mend()
             return _steps(train)
     except StageError as error:
         return Failed(message=str(error))
+
+
+def tell_of_crash(run: str) -> None:
+    """Tell the server of a flow run that was killed, and couldn't: it would be running for ever."""
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(UUID(run)).state
+        except ObjectNotFound:  # of another server
+            return
+        if state is not None and not state.is_final():
+            client.set_flow_run_state(UUID(run), Crashed(message="killed; the run after it found that"), force=True)
 
 
 def prepare() -> tuple[State[Any] | None, bool]:
@@ -108,7 +126,7 @@ def prepare() -> tuple[State[Any] | None, bool]:
     for name in SOLO:
         state = reproduce(name, stale, return_state=True)
         if name == "validate":
-            show_data()
+            show_data(return_state=True)  # without a link the run goes on
         if not state.is_completed():
             return state, stale
     return None, stale
@@ -125,7 +143,7 @@ def _steps(train: params.Train) -> State[Any]:
     state = register(return_state=True)
     if not state.is_completed():
         return Failed(message=state.message)
-    publish(train.candidates)
+    publish(train.candidates, return_state=True)
     state = share(return_state=True)
     if not state.is_completed():
         return Failed(message=state.message)

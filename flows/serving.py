@@ -7,13 +7,16 @@ import ctypes
 import io
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import aiohttp
 import uvicorn
@@ -72,11 +75,14 @@ class _Server:
     """One `mlflow models serve`, started anew whenever it ends.
 
     Attributes:
+        model: what it serves, by its address in the registry.
+        files: of the model, here, so that it can be started anew while the registry is down.
         backend: how the gateway knows it.
         said: its last lines, for the reason why it ended.
     """
 
     model: str
+    files: Path
     threads: int
     seconds: float
     backend: Backend = field(default_factory=Backend)
@@ -96,7 +102,7 @@ class _Server:
             self.port = int(probe.getsockname()[1])
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--timeout", str(round(self.seconds))]
         self.process = await asyncio.create_subprocess_exec(
-            *[sys.executable, "-m", "mlflow", "models", "serve", "-m", self.model, "--env-manager", "local", *where],
+            *[sys.executable, "-m", "mlflow", "models", "serve", "-m", self.files, "--env-manager", "local", *where],
             env=commands.environment() | _quiet() | _threads(self.threads),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -199,11 +205,15 @@ class _Service:
         cores = os.cpu_count() or 1
         model = f"models:/{self.registry.name}/{version}"
         threads = max(1, cores // (self.workers * CALLS))  # more of them cost a small network a third of its time
-        servers = [_Server(model, threads, self.settings.answer_s) for _ in range(self.workers)]
+        folder = Path(tempfile.mkdtemp(prefix="trueframe-"))
+        servers: list[_Server] = []
         try:
+            files = await asyncio.to_thread(self.registry.download, version, folder)
+            servers += [_Server(model, files, threads, self.settings.answer_s) for _ in range(self.workers)]
             await asyncio.gather(*(self._started(server, version) for server in servers))
         except BaseException:
             await _end(servers)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
         before, self.servers = self.servers, servers
         for server in servers:
@@ -333,6 +343,8 @@ async def _end(servers: list[_Server]) -> None:
     for server in servers:
         server.wanted = False
     await asyncio.gather(*(server.stop() for server in servers))
+    for server in servers:
+        shutil.rmtree(server.files, ignore_errors=True)
 
 
 class _Http(uvicorn.Server):

@@ -13,6 +13,7 @@ import time
 import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 from components import tracking
@@ -27,6 +28,10 @@ _EVENT = "champion."
 _SETTLE = 2.0  # s between an event and the move of the alias in another process, at most
 _REASON = 1000  # characters
 _WAITS = (0.1, 0.3, 1.0, 3.0)  # s before a write that failed is tried again
+
+class Gone(StageError):
+    """A version is in the registry, and its artifacts are gone or damaged."""
+
 
 How = Literal["gate", "promoted", "rolled back", "found"]
 
@@ -179,7 +184,8 @@ class Registry:
         """The detector of a version (see `components.serve.detector.Detector`).
 
         Raises:
-            StageError: there is no such version, or its files are gone or damaged.
+            StageError: there is no such version, or the store fails.
+            Gone: its files are gone or damaged.
         """
         from components import networks
 
@@ -189,10 +195,35 @@ class Registry:
             model = self.mlflow.pyfunc.load_model(f"models:/{self.name}/{number}")
             return model.unwrap_python_model().detector
         except (self.mlflow.exceptions.MlflowException, OSError, KeyError, ValueError) as error:
-            raise StageError(
-                f"{self.name} version {number} can't be loaded ({_first_line(error)}); "
-                "its artifacts are gone or damaged. `trueframe rollback` goes to the champion before"
-            ) from None
+            raise self._unloaded(number, error) from None
+
+    def download(self, number: str, folder: Path | None = None) -> Path:
+        """The folder with a version's files, as MLflow lays them out.
+
+        Args:
+            number: of the version.
+            folder: to put them in; null for where they are, or a temporary one.
+
+        Raises:
+            StageError: the store fails.
+            Gone: they are gone.
+        """
+        try:
+            uri = f"models:/{self.name}/{number}"
+            found = Path(self.mlflow.artifacts.download_artifacts(uri, dst_path=str(folder) if folder else None))
+            (found / "MLmodel").stat()
+        except (self.mlflow.exceptions.MlflowException, OSError) as error:
+            raise self._unloaded(number, error) from None
+        return found
+
+    def _unloaded(self, number: str, error: Exception) -> StageError:
+        if tracking.is_outage(error):
+            return StageError(tracking.trouble(error))
+        return Gone(
+            f"{self.name} version {number} can't be loaded ({_first_line(error)}); its artifacts are gone or damaged. "
+            "`trueframe rollback` goes to the champion before; once the version is deleted in the MLflow UI, the next "
+            "`trueframe run` registers its network again"
+        )
 
     def _note(self, events: list[Event], version: str, how: How, reason: str) -> None:
         """Add an event, after those that are known, whatever this machine's clock says."""

@@ -30,6 +30,7 @@ class State:
     best_epoch: int = 0
     phase: int = 0
     begun: int = 0  # the epoch after which the phase began
+    logged: int = 0  # epochs that MLflow has
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -76,6 +77,7 @@ def train(
         elif state.epoch:
             print(f"{name}: taken up again after epoch {state.epoch}", flush=True)
         network = _fit(name, model, index, arrays, folder, state, mlflow, stop)
+        _report(mlflow, state)
         _write(out, network, state)
         mlflow.log_artifacts(str(out), "model")
     shutil.rmtree(checkpoints / name, ignore_errors=True)
@@ -173,7 +175,10 @@ def _fit(
             if best == state.epoch:
                 _save(folder / f"best-{best}.npz", fitted.variables)
         _checkpoint(folder, learning.variables(learner), state, best)
-        mlflow.log_metrics(scores, step=state.epoch)
+        try:
+            _report(mlflow, state)
+        except mlflow.exceptions.MlflowException as error:
+            print(f"{name}: MLflow gets the scores later ({str(error).splitlines()[0]})", flush=True)
         print(
             f"{name}: epoch {state.epoch}/{epochs}: loss {scores['loss']:.4f}, validation loss "
             f"{scores['val_loss']:.4f}, balanced accuracy {scores['val_balanced_accuracy']:.4f}; "
@@ -204,6 +209,13 @@ def _scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         "val_loss": float(np.mean(np.logaddexp(0, logits) - labels * logits)),
         "val_balanced_accuracy": float((right[labels > 0.5].mean() + right[labels < 0.5].mean()) / 2),
     }
+
+
+def _report(mlflow: Any, state: State) -> None:
+    """Log the epochs that MLflow doesn't have yet. The last one may be logged twice where a training was killed."""
+    for epoch in range(state.logged, state.epoch):
+        mlflow.log_metrics(state.history[epoch], step=epoch + 1)
+        state.logged = epoch + 1
 
 
 def _checkpoint(folder: Path, variables: list[Any], state: State, best: int) -> None:
@@ -276,10 +288,7 @@ def _log_data(mlflow: Any, index: pd.DataFrame) -> None:
 
 
 def _write(out: Path, network: Any, state: State) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f"partial-{NETWORK}"
-    network.save(partial)
-    partial.replace(out / NETWORK)
+    stage.replace(out / NETWORK, network.save)
     history = pd.DataFrame(state.history)
     history.insert(0, "epoch", range(1, len(history) + 1))
     history.to_csv(out / "history.csv", index=False)
