@@ -265,8 +265,12 @@ class _Service:
             tries[server] = tries.get(server, 0) + 1
             if not server.wanted:
                 return
+            version = server.model.rpartition("/")[2]
             try:
-                await self._started(server, server.model.rpartition("/")[2])
+                if not (server.files / "MLmodel").exists():  # temporary folders may be swept
+                    server.files.mkdir(exist_ok=True)
+                    await asyncio.to_thread(self.registry.download, version, server.files)
+                await self._started(server, version)
             except StageError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
 

@@ -185,8 +185,8 @@ class Store:
         """Fail requests whose path matches.
 
         Args:
-            kind: `error`, `busy` and `refuse` answer 500, 503 and 403, `drop` closes the connection in the middle of the body,
-                `corrupt` changes a bit of it.
+            kind: `error`, `busy` and `refuse` answer 500, 503 and 403, `drop` closes the connection in the middle of
+                the body, `corrupt` changes a bit of it.
             path: an expression that the path has to contain.
             method: of the request; empty for all.
             times: how often.

@@ -29,6 +29,7 @@ _SETTLE = 2.0  # s between an event and the move of the alias in another process
 _REASON = 1000  # characters
 _WAITS = (0.1, 0.3, 1.0, 3.0)  # s before a write that failed is tried again
 
+
 class Gone(StageError):
     """A version is in the registry, and its artifacts are gone or damaged."""
 

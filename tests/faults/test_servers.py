@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import served
-from faulty import Server, Stores, Waiting, client_of, inside, refused, registered, stage, watched
+from faulty import Server, Stores, Waiting, client_of, dies, inside, refused, registered, stage, watched
 from harness import Project
 
 CLIENT = "mlflow.tracking.client:MlflowClient"
@@ -70,6 +70,7 @@ def test_a_worker_is_killed_with_all_that_it_started(shared: Project, prefect: S
         return int(ask(prefect, "v2/concurrency_limits/filter")[0]["active_slots"])
 
     assert run()["state_type"] == "RUNNING" and slots() == 1
+    dies(project, "dvc.rwlock:json.dump", "dvc", "repro")  # in the middle of its list of who works on what
     assert "champion" in project.ok("trueframe", "run")
     assert registered(project).versions == [["champion"]]
     assert run()["state_type"] == "CRASHED" and "killed" in run()["state"]["message"]
