@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import postgresql
 import pytest
 import s3
 from faulty import SETTINGS, Server, Stores, Waiting, copied, on
@@ -41,23 +42,23 @@ def project(finished: Path, tmp_path: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
-    import pgserver
-
-    database = pgserver.get_server(tmp_path_factory.mktemp("database"), cleanup_mode="stop")
-    with s3.serve(tmp_path_factory.mktemp("s3")) as bucket:
+    with (
+        postgresql.serve(free_port(), "mlflow", "secret") as database,
+        s3.serve(tmp_path_factory.mktemp("s3")) as bucket,
+    ):
         bucket.put("mlflow", {})
         bucket.put("dvc", {})
         port = free_port()
-        where = ["--backend-store-uri", database.get_uri(), "--artifacts-destination", "s3://mlflow"]
+        uri = f"postgresql://mlflow:secret@127.0.0.1:{database.port}/postgres"
+        where = ["--backend-store-uri", uri, "--artifacts-destination", "s3://mlflow", "--port", str(port)]
         aws = {name: value for name, value in bucket.environment().items() if name.startswith(("AWS_", "NO_PROXY"))}
         env = {**aws, "MLFLOW_S3_ENDPOINT_URL": bucket.url, "MLFLOW_DISABLE_TELEMETRY": "true"}
-        command = ["mlflow", "server", *where, "--port", str(port), "--workers", "1"]
+        command = ["mlflow", "server", *where, "--workers", "1"]
         server = Server(tmp_path_factory.mktemp("mlflow"), f"http://127.0.0.1:{port}", "/health", command, **env)
         try:
             yield Stores(database, bucket, server)
         finally:
             server.stop()
-    database.cleanup()
 
 
 @pytest.fixture

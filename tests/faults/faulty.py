@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import s3
+from postgresql import Postgres
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "live"))
 from harness import TINY, Project, stop, wait_for
@@ -61,7 +62,7 @@ class Server:
 class Stores:
     """What a team shares: MLflow on PostgreSQL, with its artifacts on S3."""
 
-    database: Any
+    database: Postgres
     bucket: s3.Store
     mlflow: Server
 
@@ -71,12 +72,6 @@ class Stores:
         import mlflow
 
         return mlflow.MlflowClient(tracking_uri=self.mlflow.url, registry_uri=self.mlflow.url)
-
-    def restart_database(self) -> None:
-        """As its own tool does it, without waiting for clients."""
-        import pgserver
-
-        pgserver.pg_ctl(["-w", "-m", "fast", "restart"], self.database.pgdata, user=self.database.system_user)
 
 
 def on(stores: Stores, project: Project, model: str, **register: Any) -> Project:

@@ -39,7 +39,8 @@ def test_prefect_and_postgresql_restarted_while_a_flow_runs(
     lease = ask(prefect, "v2/concurrency_limits/increment-with-lease", **held)["lease_id"]
     prefect.kill()
     prefect.start()
-    stores.restart_database()
+    stores.database.stop()
+    stores.database.start()
     ask(prefect, f"v2/concurrency_limits/leases/{lease}/renew", lease_duration=60 * MINUTES)
     waiting.go()
     assert flow.wait(300) == 0, (project.root / "run.log").read_text()[-3000:]

@@ -8,7 +8,6 @@ goes on when there is a file `go`. Its clock is off by CLOCK_SHIFT seconds.
 import datetime
 import functools
 import importlib.abc
-import importlib.util
 import os
 import pathlib
 import signal
@@ -56,8 +55,8 @@ class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name != self.name:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        others = [finder for finder in sys.meta_path if finder is not self]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)))
         run = spec.loader.exec_module
 
         def exec_module(module):
