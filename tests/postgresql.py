@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,9 @@ class Postgres:
     def run(self, database: str, script: str) -> None:
         """Run a script's statements, each by itself."""
         lines = [line for line in script.splitlines() if not line.startswith("--")]
-        with self.connect(database) as connection, connection.cursor() as cursor:
+        with closing(self.connect(database)) as connection:
             for statement in filter(str.strip, "\n".join(lines).split(";")):
-                cursor.execute(statement)
+                connection.cursor().execute(statement)
 
     def start(self) -> None:
         """Until it answers."""
@@ -50,7 +50,7 @@ class Postgres:
             "shared_buffers=32MB",
             f"unix_socket_directories={self.folder}",
         ]
-        command = [self.folder / "install/bin/postgres", "-D", self.folder / "data", "-p", str(self.port)]
+        command = [self.folder / "pgserver/pginstall/bin/postgres", "-D", self.folder / "data", "-p", str(self.port)]
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, *(word for option in options for word in ("-c", option))],
@@ -83,7 +83,9 @@ def serve(port: int, user: str, password: str) -> Iterator[Postgres]:
     # Not in pytest's folder, which root keeps to itself: PostgreSQL refuses to run as root.
     folder = Path(tempfile.mkdtemp(prefix="trueframe-postgres-"))
     try:
-        shutil.copytree(Path(pgserver.__file__).parent / "pginstall", folder / "install")
+        packages = Path(pgserver.__file__).parents[1]
+        for part in ("pgserver/pginstall", "pgserver.libs"):  # the one looks for the other beside it
+            shutil.copytree(packages / part, folder / part)
         (folder / "password").write_text(password)
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
@@ -92,7 +94,7 @@ def serve(port: int, user: str, password: str) -> Iterator[Postgres]:
         where = ["-D", folder / "data", "-U", user, f"--pwfile={folder / 'password'}"]
         made = subprocess.run(
             [
-                folder / "install/bin/initdb",
+                folder / "pgserver/pginstall/bin/initdb",
                 *where,
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",

@@ -52,7 +52,12 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
         uri = f"postgresql://mlflow:secret@127.0.0.1:{database.port}/postgres"
         where = ["--backend-store-uri", uri, "--artifacts-destination", "s3://mlflow", "--port", str(port)]
         aws = {name: value for name, value in bucket.environment().items() if name.startswith(("AWS_", "NO_PROXY"))}
-        env = {**aws, "MLFLOW_S3_ENDPOINT_URL": bucket.url, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        env = {
+            **aws,
+            "MLFLOW_S3_ENDPOINT_URL": bucket.url,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
         command = ["mlflow", "server", *where, "--workers", "1"]
         server = Server(tmp_path_factory.mktemp("mlflow"), f"http://127.0.0.1:{port}", "/health", command, **env)
         try:
