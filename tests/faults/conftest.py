@@ -49,7 +49,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
         bucket.put("mlflow", {})
         bucket.put("dvc", {})
         port = free_port()
-        uri = f"postgresql://mlflow:secret@127.0.0.1:{database.port}/postgres"
+        uri = f"postgresql+psycopg2://mlflow:secret@127.0.0.1:{database.port}/postgres"
         where = ["--backend-store-uri", uri, "--artifacts-destination", "s3://mlflow", "--port", str(port)]
         aws = {name: value for name, value in bucket.environment().items() if name.startswith(("AWS_", "NO_PROXY"))}
         env = {

@@ -168,13 +168,9 @@ def client_of(project: Project) -> Any:
 
 def files_of(project: Project, version: str, folder: Path) -> dict[str, bytes]:
     """A version's artifacts, as somebody elsewhere gets them."""
-    import mlflow
-
-    uri, name = project.env["MLFLOW_TRACKING_URI"], project.params["register"]["model"]
     folder.mkdir()
-    mlflow.artifacts.download_artifacts(
-        f"models:/{name}/{version}", dst_path=str(folder), tracking_uri=uri, registry_uri=uri
-    )
+    uri = f"models:/{project.params['register']['model']}/{version}"
+    project.ok("mlflow", "artifacts", "download", "--artifact-uri", uri, "--dst-path", str(folder))
     return contents(folder / "artifacts")
 
 
