@@ -102,7 +102,18 @@ class _Server:
             self.port = int(probe.getsockname()[1])
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--timeout", str(round(self.seconds))]
         self.process = await asyncio.create_subprocess_exec(
-            *[sys.executable, "-m", "mlflow", "models", "serve", "-m", self.files, "--env-manager", "local", *where],
+            *[
+                sys.executable,
+                "-m",
+                "mlflow",
+                "models",
+                "serve",
+                "-m",
+                str(self.files),
+                "--env-manager",
+                "local",
+                *where,
+            ],
             env=commands.environment() | _quiet() | _threads(self.threads),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
