@@ -37,8 +37,6 @@ DVC = [
     "dvc.dvcfile:Lockfile.dump_stages",  # validation is done, and DVC hasn't noted it
     "components.preprocess.arrays:_remember*2",  # two arrays of three are made
     "components.train:_report",  # the first epoch is saved, and MLflow doesn't know of it
-    "components.train:_checkpoint",  # the second one isn't saved
-    "components.train:_write",
     "components.evaluate:_after_degradation",
 ]
 CLIENT = "mlflow.tracking.client:MlflowClient"
