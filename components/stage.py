@@ -1,14 +1,16 @@
 """What every stage's command shares: one clear line on failure, and an end when its flow is gone."""
 
+import contextlib
 import errno
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 FLOW_PID = "TRUEFRAME_FLOW_PID"
+_DVC = "DVC_STAGE"
 
 
 class StageError(Exception):
@@ -18,26 +20,35 @@ class StageError(Exception):
 def main(stage: Callable[[], None]) -> None:
     """Run a stage's command: exit code 0, or 1 with one line on stderr.
 
-    When a flow started the stage (it says so in the environment), the stage ends with it: a killed flow
+    When a flow or DVC started the stage (they say so in the environment), the stage ends with it: a killed one
     leaves no training behind that would hold the files it has to take up again.
     """
     flow = os.environ.get(FLOW_PID)
-    if flow:
-        threading.Thread(target=_end_with, args=(int(flow),), daemon=True).start()
-    try:
+    if flow or _DVC in os.environ:
+        threading.Thread(target=_end_with, args=(os.getppid(), flow), daemon=True).start()
+    with one_line():
         stage()
+
+
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+    """End the process with one line on stderr for every failure that a person can act on."""
+    try:
+        yield
     except StageError as error:
         fail(str(error))
     except KeyboardInterrupt:
         fail("interrupted")
-    except OSError as error:
-        if error.errno is None:
-            raise
-        fail(describe(error))
     except Exception as error:
-        if not (reason := refused(error)):
+        from components import tracking
+
+        if isinstance(error, OSError) and error.errno is not None:
+            fail(describe(error))
+        if reason := refused(error):
+            fail(reason)
+        if not tracking.is_trouble(error):
             raise
-        fail(reason)
+        fail(tracking.trouble(error))
 
 
 def refused(error: Exception) -> str | None:
@@ -83,12 +94,17 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _end_with(pid: int) -> None:
-    while True:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            os._exit(1)
-        except PermissionError:
-            return
+def _end_with(parent: int, flow: str | None) -> None:
+    while os.getppid() == parent and (flow is None or _lives(int(flow))):
         time.sleep(0.5)
+    os._exit(1)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -19,6 +20,7 @@ EXPERIMENT = "trueframe"
 COMMIT = "TRUEFRAME_COMMIT"
 """The variable by which an image, which has no repository, knows the commit it was built from."""
 _CODE = ("components", "dvc.yaml")
+_OUTAGES = ("ABORTED", "DEADLINE_EXCEEDED", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
 
 
 def connect() -> Any:
@@ -68,6 +70,28 @@ def shown(uri: str) -> str:
 def line(error: Exception) -> str:
     """What an error says first, without the password that may stand in an address."""
     return shown(str(error).strip().splitlines()[0])[:300] if str(error).strip() else type(error).__name__
+
+
+def is_trouble(error: Exception) -> bool:
+    """Whether this is of MLflow, or of the connection to its server."""
+    kinds = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return "mlflow" in sys.modules and bool(kinds & {"mlflow", "requests"})
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether it may work later: the store failed or didn't answer, rather than said no."""
+    if hasattr(error, "error_code"):
+        return error.error_code in _OUTAGES
+    answer = getattr(error, "response", None)
+    return is_trouble(error) and (answer is None or answer.status_code >= 500)
+
+
+def trouble(error: Exception) -> str:
+    """What MLflow complains about, as one line that says what to do."""
+    import mlflow
+
+    uri = shown(mlflow.get_tracking_uri())
+    return f"the MLflow store {uri} fails ({line(error)}); run the same command again once it works: nothing is lost"
 
 
 def begun() -> bool:

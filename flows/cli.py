@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from components.stage import StageError, describe, fail, refused
+from components.stage import StageError, fail, one_line
 
 app = typer.Typer(
     help="Keeps a detector of AI-generated images up to date.",
@@ -491,27 +489,9 @@ def _kubeflow(image: str | None, root: str | None) -> Any:
 
 def main() -> None:
     """The entry point: from the project's folder, with one line for every failure that a person can act on."""
-    with _one_line():
+    with one_line():
         os.chdir(_root())
         app()
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    try:
-        yield
-    except StageError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        fail("interrupted")
-    except OSError as error:
-        if error.errno is None:
-            raise
-        fail(describe(error))
-    except Exception as error:
-        if not (reason := refused(error)):
-            raise
-        fail(reason)
 
 
 def _root() -> Path:

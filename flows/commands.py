@@ -120,6 +120,17 @@ def stale(*names: str) -> bool:
         return True
 
 
+def mend() -> None:
+    """Remove DVC's list of who works on what where a full disk cut it off, or DVC would refuse to start."""
+    file = Path(".dvc/tmp/rwlock")
+    try:
+        json.loads(file.read_text())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        file.unlink()
+
+
 def remotes() -> bool:
     """Whether a DVC remote is configured."""
     answer = subprocess.run(dvc("remote", "list"), env=environment(), capture_output=True, text=True)

@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import Task, get_run_logger, runtime
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.states import Failed
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Crashed, Failed
 from prefect.utilities.timeout import timeout
 
 from components.stage import StageError
@@ -32,12 +35,26 @@ def bounded(hours: float | None) -> Iterator[None]:
         OutOfTime: the hours are over; what it was doing was ended.
         StageError: another run is at work here.
     """
-    with locks.only_run(Path("artifacts"), wait=get_run_logger().info if unattended() else None):
+    run, wait = str(runtime.flow_run.id), get_run_logger().info if unattended() else None
+    with locks.only_run(Path("artifacts"), run, wait=wait) as killed:
+        if killed:
+            _tell_of_crash(killed)
         try:
             with timeout(None if hours is None else hours * 3600, _Expired):
                 yield
         except _Expired:
             raise OutOfTime(f"not done within {hours:g} hours; the next run goes on where this one was") from None
+
+
+def _tell_of_crash(run: str) -> None:
+    """Tell the server of a flow run that was killed, and couldn't: it would be running for ever."""
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(UUID(run)).state
+        except ObjectNotFound:  # of another server
+            return
+        if state is not None and not state.is_final():
+            client.set_flow_run_state(UUID(run), Crashed(message="killed; the run after it found that"), force=True)
 
 
 def failed(error: StageError) -> State[Any]:

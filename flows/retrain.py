@@ -94,6 +94,7 @@ def retrain(hours: float | None = None) -> State[Any]:
     """Ingest, version, push, validate, preprocess, train, evaluate, register, share; in so many hours at most."""
     try:
         with limits.bounded(hours):
+            commands.mend()
             return _steps(params.load().train)
     except StageError as error:
         return limits.failed(error)
@@ -113,7 +114,7 @@ def prepare() -> tuple[State[Any] | None, bool]:
     for name in SOLO:
         state = reproduce(name, stale, return_state=True)
         if name == "validate":
-            show_data()
+            show_data(return_state=True)  # without a link the run goes on
         if not state.is_completed():
             return state, stale
     return None, stale
@@ -130,7 +131,7 @@ def _steps(train: params.Train) -> State[Any]:
     state = register(return_state=True)
     if not state.is_completed():
         return Failed(message=state.message)
-    publish(train.candidates)
+    publish(train.candidates, return_state=True)
     state = share(return_state=True)
     if not state.is_completed():
         return Failed(message=state.message)

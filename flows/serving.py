@@ -76,8 +76,8 @@ class _Server:
     """One `mlflow models serve`, started anew whenever it ends.
 
     Attributes:
-        model: its name in the registry.
-        files: its files, which were checked.
+        model: what it serves, by its address in the registry.
+        files: of the model, checked, and here, so that it can be started anew while the registry is down.
         backend: how the gateway knows it.
         said: its last lines, for the reason why it ended.
     """
@@ -207,19 +207,17 @@ class _Service:
         cores = os.cpu_count() or 1
         model = f"models:/{self.registry.name}/{version}"
         threads = max(1, cores // (self.workers * CALLS))  # more of them cost a small network a third of its time
-        folder = Path(tempfile.mkdtemp(prefix="trueframe-serve-"))  # a model server that ends needs no registry again
+        folder = Path(tempfile.mkdtemp(prefix="trueframe-"))
+        servers: list[_Server] = []
         try:
             files = await asyncio.to_thread(self.registry.fetch, version, folder)
-        except BaseException as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, StageError):
-                raise StageError(f"{model} can't be served: {error}") from None
-            raise
-        servers = [_Server(model, files, threads, self.settings.answer_s) for _ in range(self.workers)]
-        try:
+            servers += [_Server(model, files, threads, self.settings.answer_s) for _ in range(self.workers)]
             await asyncio.gather(*(self._started(server, version) for server in servers))
-        except BaseException:
+        except BaseException as error:
             await _end(servers)
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, StageError) and not servers:
+                raise StageError(f"{model} can't be served: {error}") from None
             raise
         before, self.servers = self.servers, servers
         for server in servers:
@@ -271,8 +269,12 @@ class _Service:
             tries[server] = tries.get(server, 0) + 1
             if not server.wanted:
                 return
+            version = server.model.rpartition("/")[2]
             try:
-                await self._started(server, server.model.rpartition("/")[2])
+                if not (server.files / "MLmodel").exists():  # temporary folders may be swept
+                    server.files.mkdir(exist_ok=True)
+                    await asyncio.to_thread(self.registry.fetch, version, server.files)
+                await self._started(server, version)
             except StageError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
 

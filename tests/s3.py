@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import random
 import re
 import shutil
 import signal
@@ -23,8 +24,12 @@ import pytest
 
 KEY, SECRET = "ACCESSKEY1", "SECRETKEY123"
 
-Kind = Literal["drop", "refuse", "error", "corrupt"]
-_ANSWERS = {"refuse": (403, "AccessDenied", "Access Denied"), "error": (500, "InternalError", "We failed")}
+Kind = Literal["drop", "refuse", "error", "busy", "corrupt"]
+_ANSWERS = {
+    "refuse": (403, "AccessDenied", "Access Denied"),
+    "error": (500, "InternalError", "We failed"),
+    "busy": (503, "SlowDown", "Please reduce your request rate."),
+}
 
 
 @dataclass
@@ -33,6 +38,7 @@ class _Fault:
     method: str
     path: re.Pattern[str]
     left: float
+    share: float
 
 
 class Proxy(ThreadingHTTPServer):
@@ -41,6 +47,7 @@ class Proxy(ThreadingHTTPServer):
     Attributes:
         requests: method and path of what came in, as in `GET /bucket/key`; a listing ends with `?`.
         sent: bytes of answers to reads, by path.
+        failed: requests that failed on demand.
     """
 
     daemon_threads = True
@@ -51,6 +58,8 @@ class Proxy(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.sent: Counter[str] = Counter()
         self.faults: list[_Fault] = []
+        self.failed = 0
+        self.chance = random.Random(7)
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -58,8 +67,10 @@ class Proxy(ThreadingHTTPServer):
         method, path = request.split(" ", 1)
         with self.lock:
             for fault in self.faults:
-                if fault.left > 0 and method == fault.method and fault.path.search(path):
+                is_meant = fault.left > 0 and fault.method in ("", method) and fault.path.search(path)
+                if is_meant and self.chance.random() < fault.share:
                     fault.left -= 1
+                    self.failed += 1
                     return fault.kind
         return None
 
@@ -168,17 +179,20 @@ class Store:
         time.sleep(0.2)
 
     @contextlib.contextmanager
-    def failing(self, kind: Kind, path: str = "", method: str = "GET", times: float = float("inf")) -> Iterator[None]:
+    def failing(
+        self, kind: Kind, path: str = "", method: str = "GET", times: float = float("inf"), share: float = 1.0
+    ) -> Iterator[None]:
         """Fail requests whose path matches.
 
         Args:
-            kind: `error` and `refuse` answer 500 and 403, `drop` closes the connection in the middle of the body,
-                `corrupt` changes a bit of it.
+            kind: `error`, `busy` and `refuse` answer 500, 503 and 403, `drop` closes the connection in the middle of
+                the body, `corrupt` changes a bit of it.
             path: an expression that the path has to contain.
-            method: of the request.
+            method: of the request; empty for all.
             times: how often.
+            share: of these requests, chosen at random.
         """
-        self.proxy.faults = [_Fault(kind, method, re.compile(path), times)]
+        self.proxy.faults = [_Fault(kind, method, re.compile(path), times, share)]
         try:
             yield
         finally:

@@ -99,7 +99,6 @@ def evaluate(
     content = {**asdict(decision), **sight, "equalise": equalise, **limits}
     (out / "decision.json").write_text(json.dumps(content, indent=2) + "\n")
     familiar.save(out / "familiar.npz")
-    stage.replace(out / "metrics.json", lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
     _log(name, trained, list(views), result, out)
     return result
 
@@ -324,7 +323,10 @@ def _training_data(index: pd.DataFrame, data: Path) -> list[dict[str, Any]]:
 
 
 def _log(name: str, trained: Path, members: list[str], result: dict[str, Any], out: Path) -> None:
-    """Log to the run that trained the network; an ensemble has a run of its own. `run.json` says which."""
+    """Log to the run that trained the network; an ensemble has a run of its own. `run.json` says which.
+
+    `metrics.json` comes last: where it is, the evaluation is whole.
+    """
     mlflow = tracking.connect()
     run_id = None
     if len(members) == 1:
@@ -335,4 +337,5 @@ def _log(name: str, trained: Path, members: list[str], result: dict[str, Any], o
             mlflow.set_tags({"stage": "evaluate", **tracking.lineage()})
         mlflow.log_metrics({f"test_{k}": result[k] for k in figures.NAMES if result[k] is not None})
         stage.replace(out / "run.json", lambda path: path.write_text(json.dumps({"run_id": run.info.run_id}) + "\n"))
+        stage.replace(out / "metrics.json", lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
         mlflow.log_artifacts(str(out), "evaluation")

@@ -233,10 +233,11 @@ class _Batch:
     def read(self, parts: Iterator[Part]) -> None:
         """Read the parts, those that are whole already excepted."""
         for part in parts:
-            if self._is_full():
-                break
             folder = self.incoming / f"part-{hashlib.sha256(part.key.encode()).hexdigest()[:16]}"
             if not (folder / "done.json").exists():
+                # Parts that are read count, full or not: of a killed arrival, some of their images are here already.
+                if self._is_full():
+                    break
                 self._read(part, folder)
             done = json.loads((folder / "done.json").read_text())
             self.counts.update(done["counts"])

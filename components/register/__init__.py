@@ -1,5 +1,6 @@
 """The best candidate becomes a version in the registry; the gate compares it with the champion there."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -23,7 +24,16 @@ import components
 from components import images, integrity, parallel, robustness, shards, stage, tracking
 from components.params import Register
 from components.register import gate
-from components.register.registry import CHALLENGER, CHAMPION, FAILED, LINEAGE, SUMS, Registry, Version
+from components.register.registry import (
+    CHALLENGER,
+    CHAMPION,
+    FAILED,
+    LINEAGE,
+    SUMS,
+    Gone,
+    Registry,
+    Version,
+)
 from components.stage import StageError
 
 _IDENTITY = "detector_sha256"
@@ -79,11 +89,13 @@ def register(names: list[str], settings: Register, inputs: Inputs, out: Path) ->
     registry = Registry(settings.model)
     if winner is not None:
         identity = _identity(inputs, winner)
-        version = next((v for v in registry.versions() if v.tags.get(_IDENTITY) == identity), None)
+        version = _known(registry, identity)
         if version is None:
-            version = _create(registry, winner, scores[winner], identity, inputs)
+            _create(registry, winner, scores[winner], identity, inputs)
+            version = _known(registry, identity)
+            assert version is not None
         if _DECISION in version.tags:
-            decision, rules = version.tags[_DECISION], json.loads(version.tags.get(_RULES, "[]"))
+            decision, rules = version.tags[_DECISION], [asdict(rule) for rule in _rules(version)]
             reasons.append(f"registered before as version {version.number}; nothing new to decide")
         else:
             decision, found, why = _decide(registry, version, winner, settings, inputs)
@@ -136,7 +148,28 @@ def _packages(inputs: Inputs, name: str) -> list[str]:
     return [*_REQUIREMENTS, *(["keras-hub"] if any(b'"keras_hub' in config for config in configs) else [])]
 
 
-def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str, inputs: Inputs) -> Version:
+def _known(registry: Registry, identity: str) -> Version | None:
+    """The version of a candidate; of several the first, and the others go.
+
+    Two machines may register the same candidate at the same moment, and MLflow's client asks again where an answer got
+    lost. Numbers only grow, so whoever looks after its own registration sees the first one.
+    """
+    same = [v for v in registry.versions() if v.tags.get(_IDENTITY) == identity]
+    same.sort(key=lambda v: (not v.aliases and _DECISION not in v.tags, int(v.number)))
+    for twin in same[1:]:
+        if not twin.aliases and _DECISION not in twin.tags:
+            # Another process may have done so already, or this user may not.
+            with contextlib.suppress(registry.mlflow.exceptions.MlflowException):
+                registry.client.delete_model_version(registry.name, twin.number)
+    return same[0] if same else None
+
+
+def _rules(version: Version) -> list[gate.Rule]:
+    """What the gate said of a version."""
+    return [gate.Rule(**rule) for rule in json.loads(version.tags.get(_RULES, "[]"))]
+
+
+def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str, inputs: Inputs) -> None:
     """Log the pyfunc to the run that judged the candidate, and make it a version with its lineage."""
     mlflow, client = registry.mlflow, registry.client
     from mlflow.models import ModelSignature
@@ -195,7 +228,7 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
         _SIZE: str(sum(file.stat().st_size for file in _networks(inputs, name).values())),
         **tracking.lineage(inputs.params),
     }
-    made = client.create_model_version(
+    client.create_model_version(
         registry.name,
         logged.model_uri,
         run.info.run_id,
@@ -203,7 +236,6 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
         description=_description(card.read_text()),
         model_id=logged.model_id,
     )
-    return next(v for v in registry.versions() if v.number == str(made.version))
 
 
 def _gathered(networks: dict[str, Path], folder: Path) -> Path:
@@ -250,14 +282,16 @@ def _decide(
     registry: Registry, version: Version, name: str, settings: Register, inputs: Inputs
 ) -> tuple[str, list[gate.Rule], str]:
     """The decision, the gate's rules, and the reason; noted on the version before the aliases move."""
-    registry.history()  # notes a champion that was chosen in the UI
+    events = registry.history()  # notes a champion that was chosen in the UI
+    if version.number in {event.version for event in events}:  # killed before it could note its decision
+        return "champion", _rules(version), "it was made the champion before"
     champion = registry.alias(CHAMPION)
-    if champion is not None and champion.number == version.number:
-        return "champion", [], "it is the champion already"
     if champion is None:
         registry.promote(version.number, how="gate")
         return "champion", [], "the first champion"
     rules = _compared(registry, champion, version, name, settings, inputs)
+    if registry.champion() != champion.number:  # another retraining, or a person, was faster
+        return _decide(registry, version, name, settings, inputs)
     failed, gain = gate.failed(rules), rules[0]
     tags = {
         FAILED: ", ".join(failed),
@@ -276,8 +310,8 @@ def _decide(
         registry.promote(version.number, how="gate")
         return "champion", rules, f"every rule of the gate passes: {on}"
     registry.challenge(version.number)
-    unclear = [rule.rule for rule in rules if rule.verdict == "unclear"]
-    said = [f"{word}: {', '.join(found)}" for word, found in (("failed", failed), ("unclear", unclear)) if found]
+    named = {verdict: [r.rule for r in rules if r.verdict == verdict] for verdict in ("unclear", "not comparable")}
+    said = [f"{word}: {', '.join(found)}" for word, found in (("failed", failed), *named.items()) if found]
     why = f"{on}; {'; '.join(said) or 'every rule of the gate passes'}"
     force = ' --force --reason "..."' if failed else ""
     return "challenger", rules, f"{why}. `trueframe promote {version.number}{force}` makes it the champion"
@@ -303,7 +337,7 @@ def _compared(
     own_after = own_after.set_index("sha256").loc[their_after.index]
     names = list(their_after.columns)
     own = registry.load(version.number)
-    seconds = _latencies([champions.detector, own])
+    seconds = _latencies([champions.detector, own]) if champions.detector else [None, None]
     return gate.compare(
         gate.Judged(
             champions.threshold,
@@ -342,7 +376,12 @@ class _Champion:
 
     @cached_property
     def detector(self) -> Any:
-        return self._registry.load(self._version.number)
+        """Null where its artifacts are gone: then what is on record of it has to do."""
+        try:
+            return self._registry.load(self._version.number)
+        except Gone as error:
+            print(error, flush=True)
+            return None
 
     def scores(self, wanted: pd.Series, index: pd.DataFrame, data: Path) -> pd.Series:
         """P(ai) of test images.
@@ -355,6 +394,8 @@ class _Champion:
         recorded = self._recorded("predictions.parquet")
         known = wanted.map(dict(zip(recorded["sha256"], recorded["probability"], strict=True)) if len(recorded) else {})
         missing = wanted[known.isna()].unique()
+        if len(missing) and self.detector is None:
+            missing = missing[:0]
         new: dict[str, float] = {}
         progress = parallel.Progress(f"test images scored with version {self._version.number}", len(missing))
         for block in parallel.batched(_files(missing, index, data), 512):
@@ -378,6 +419,8 @@ class _Champion:
             recorded = pd.DataFrame(columns=["sha256", *names])
         recorded = recorded.set_index("sha256").loc[lambda rows: rows.index.isin(own["sha256"]), names]
         missing = sorted(set(own["sha256"]) - set(recorded.index))[: max(0, limit - len(recorded))]
+        if missing and self.detector is None:
+            missing = []
         new: dict[str, list[float]] = {}
         progress = parallel.Progress(f"degraded images scored with version {self._version.number}", len(missing))
         for sha, file in _files(missing, index, data):

@@ -63,7 +63,8 @@ class Judged:
         probabilities: float, shape (n,): P(ai).
         degraded: float, shape (m, k): P(ai) of some images under k degradations.
         size: of its networks, in bytes; null where it isn't recorded.
-        seconds: float, shape (r,): for one image, again and again, in turns with the other detector.
+        seconds: float, shape (r,): for one image, again and again, in turns with the other detector; null where one of
+            the two can't be loaded.
         regression: float, shape (q,): P(ai) of the reported mistakes that are proof.
     """
 
@@ -71,7 +72,7 @@ class Judged:
     probabilities: np.ndarray
     degraded: np.ndarray
     size: int | None
-    seconds: np.ndarray
+    seconds: np.ndarray | None
     regression: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
@@ -164,8 +165,9 @@ def compare(champion: Judged, candidate: Judged, images: Images, settings: Regis
     if m:
         worst = [images.degradations[int(np.argmin(_by_column(a, images.degraded)))] for a in after]
         named = f"{m:,} images; the champion's worst is {worst[0]}, the candidate's {worst[1]}"
+    asked = f"{n:,} images" if n else "the champion's answers are not on record"
     return [
-        difference(settings.metric.replace("_", " "), gain, n, settings.min_gain, 1, f"{n:,} images"),
+        difference(settings.metric.replace("_", " "), gain, n, settings.min_gain, 1, asked),
         difference("worst degradation", of_degradation, m, -gate.degraded, 1, named),
         difference("worst source", of_source, n, -gate.source, 1, ""),
         difference("real accuracy", of_real, n, -gate.real_accuracy, 1, ""),
@@ -294,6 +296,8 @@ def _size(champion: Judged, candidate: Judged, gate: Gate) -> Rule:
 
 def _latency(champion: Judged, candidate: Judged, gate: Gate) -> Rule:
     """The median for one image; rounds are resampled in pairs, since a busy machine slows both."""
+    if champion.seconds is None or candidate.seconds is None:
+        return _without("latency", gate.latency, "the champion can't be loaded")
     rounds = len(champion.seconds)
     drawn = np.random.default_rng(gate.seed).integers(0, rounds, (gate.bootstrap, rounds))
     factors = np.median(candidate.seconds[drawn], axis=1) / np.median(champion.seconds[drawn], axis=1)

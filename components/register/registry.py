@@ -38,6 +38,11 @@ _SETTLE = 2.0  # s between an event and the move of the alias in another process
 _REASON = 1000  # characters
 _WAITS = (0.1, 0.3, 1.0, 3.0)  # s before a write that failed is tried again
 
+
+class Gone(StageError):
+    """A version is in the registry, and its artifacts are gone or damaged."""
+
+
 How = Literal["gate", "promoted", "rolled back", "found"]
 
 
@@ -194,7 +199,8 @@ class Registry:
         """The detector of a version (see `components.serve.detector.Detector`).
 
         Raises:
-            StageError: there is no such version, or its files are gone, damaged, or others than were registered.
+            StageError: there is no such version, the store fails, or its files are others than were registered.
+            Gone: its files are gone or damaged.
         """
         from components import networks
 
@@ -204,7 +210,7 @@ class Registry:
             try:
                 return self.mlflow.pyfunc.load_model(str(files)).unwrap_python_model().detector
             except (self.mlflow.exceptions.MlflowException, OSError, KeyError, ValueError) as error:
-                raise self._unusable(number, _first_line(error)) from None
+                raise self._unusable(number, error) from None
 
     def fetch(self, number: str, folder: Path) -> Path:
         """Copy a version's files, and see that they are those that were registered. Nothing of them is run.
@@ -217,14 +223,15 @@ class Registry:
             The folder of the MLflow model.
 
         Raises:
-            StageError: there is no such version, its files are gone, or they are others.
+            StageError: there is no such version, the store fails, or they are others than were registered.
+            Gone: they are gone or damaged.
         """
         version = self.version(number)
         try:
             uri = f"models:/{self.name}/{number}"
             files = Path(self.mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
         except (self.mlflow.exceptions.MlflowException, OSError) as error:
-            raise self._unusable(number, _first_line(error)) from None
+            raise self._unusable(number, error) from None
         for cache in list(files.rglob("__pycache__")):  # of whoever loaded it from where it lies
             shutil.rmtree(cache)
         found, wanted = integrity.listed(files), version.tags.get(SUMS)
@@ -246,10 +253,13 @@ class Registry:
                 return integrity.differences(recorded, found)
         return f"the list of its files is not the one that was registered either ({path} of its run)"
 
-    def _unusable(self, number: str, reason: str) -> StageError:
-        return StageError(
-            f"{self.name} version {number} can't be loaded ({reason}); "
-            "its artifacts are gone or damaged. `trueframe rollback` goes to the champion before"
+    def _unusable(self, number: str, error: Exception) -> StageError:
+        if tracking.is_outage(error):
+            return StageError(tracking.trouble(error))
+        return Gone(
+            f"{self.name} version {number} can't be loaded ({_first_line(error)}); its artifacts are gone or damaged. "
+            "`trueframe rollback` goes to the champion before; once the version is deleted in the MLflow UI, the next "
+            "`trueframe run` registers its network again"
         )
 
     def _note(self, events: list[Event], version: str, how: How, reason: str) -> None:

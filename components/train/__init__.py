@@ -32,6 +32,7 @@ class State:
     best_epoch: int = 0
     phase: int = 0
     begun: int = 0  # the epoch after which the phase began
+    logged: int = 0  # epochs that MLflow has
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -89,6 +90,7 @@ def train(
             print(f"{name}: taken up again after epoch {state.epoch}", flush=True)
         _agree(name, team, fingerprint, state)
         network = _fit(name, model, index, arrays, folder, state, mlflow, stop, team)
+        _report(mlflow, state)
         _write(out, network, state)
         mlflow.log_artifacts(str(out), "model")
     shutil.rmtree(checkpoints / name, ignore_errors=True)
@@ -221,12 +223,16 @@ def _fit(
                 )
             state.epoch = epoch + 1
             state.history.append(scores)
-            state.best_epoch = min(range(state.epoch), key=lambda e: state.history[e]["val_loss"]) + 1
-            if first and state.best_epoch == state.epoch:
-                _save(folder / f"best-{state.best_epoch}.npz", alone.variables)
+            best = min(range(state.epoch), key=lambda e: state.history[e]["val_loss"]) + 1
+            if first and best == state.epoch:
+                _save(folder / f"best-{best}.npz", alone.variables)
+        state.best_epoch = best
         if first:
             _checkpoint(folder, learning.variables(learner), state)
-            mlflow.log_metrics(scores, step=state.epoch)
+            try:
+                _report(mlflow, state)
+            except mlflow.exceptions.MlflowException as error:
+                say(f"MLflow gets the scores later ({str(error).splitlines()[0]})")
         say(
             f"epoch {state.epoch}/{epochs}: loss {scores['loss']:.4f}, validation loss "
             f"{scores['val_loss']:.4f}, balanced accuracy {scores['val_balanced_accuracy']:.4f}; "
@@ -259,6 +265,13 @@ def _scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         "val_loss": float(np.mean(np.logaddexp(0, logits) - labels * logits)),
         "val_balanced_accuracy": float((right[labels > 0.5].mean() + right[labels < 0.5].mean()) / 2),
     }
+
+
+def _report(mlflow: Any, state: State) -> None:
+    """Log the epochs that MLflow doesn't have yet. The last one may be logged twice where a training was killed."""
+    for epoch in range(state.logged, state.epoch):
+        mlflow.log_metrics(state.history[epoch], step=epoch + 1)
+        state.logged = epoch + 1
 
 
 def _checkpoint(folder: Path, variables: list[Any], state: State) -> None:
@@ -335,10 +348,7 @@ def _log_data(mlflow: Any, index: pd.DataFrame) -> None:
 
 
 def _write(out: Path, network: Any, state: State) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f"partial-{NETWORK}"
-    network.save(partial)
-    partial.replace(out / NETWORK)
+    stage.replace(out / NETWORK, network.save)
     history = pd.DataFrame(state.history)
     history.insert(0, "epoch", range(1, len(history) + 1))
     history.to_csv(out / "history.csv", index=False)
