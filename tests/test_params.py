@@ -157,7 +157,7 @@ def test_what_is_no_yaml_is_refused(tmp_path: Path, text: str) -> None:
 def test_yaml_that_holds_no_settings_is_refused(tmp_path: Path, text: str) -> None:
     message = refusal(tmp_path, text)
     assert message.startswith(
-        f"the file is {yaml.safe_load(text)!r}, not a section; it has the keys evaluate, ingest, "
+        f"the file is {yaml.safe_load(text)!r}, not a section; it has the keys engine, evaluate, ingest, "
     )
 
 
