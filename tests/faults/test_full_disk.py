@@ -10,6 +10,8 @@ import pytest
 from faulty import copied, refused
 from harness import Project
 
+pytestmark = pytest.mark.slow
+
 SIZE = 48  # MiB
 
 

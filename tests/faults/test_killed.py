@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from faulty import (
     Stores,
     Waiting,
@@ -25,6 +26,8 @@ from faulty import (
     until,
 )
 from harness import Project
+
+pytestmark = pytest.mark.slow
 
 INGEST = [
     "components.shards:write*2",  # in the middle of the images

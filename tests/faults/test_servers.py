@@ -13,6 +13,8 @@ import served
 from faulty import Server, Stores, Waiting, client_of, dies, inside, refused, registered, stage, watched
 from harness import Project
 
+pytestmark = pytest.mark.slow
+
 CLIENT = "mlflow.tracking.client:MlflowClient"
 TRAIN = ["python", "-m", "components.train", "--model", "small"]
 MINUTES = 5.0  # that a lease holds

@@ -10,6 +10,8 @@ from harness import Project, free_port
 
 from components import shards
 
+pytestmark = pytest.mark.slow
+
 YEAR = 365 * 24 * 3600
 
 

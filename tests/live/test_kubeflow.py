@@ -16,6 +16,8 @@ from harness import Project, clone
 
 from components import store
 
+pytestmark = pytest.mark.slow
+
 BUCKET = "s3://bucket/pipeline"
 
 

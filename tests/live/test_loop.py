@@ -22,7 +22,7 @@ from PIL import Image
 from components import shards
 from components.serve.detector import FIELDS
 
-MARK = "mark-of-a-secret"
+MARK = "-".join(("mark", "of", "a", "secret"))  # in pieces, for this file is among those that are searched
 SECRETS = {
     name: f"{MARK}-{name}"
     for name in (
@@ -296,7 +296,7 @@ def test_promote_and_rollback(project: Project) -> None:
     newest = versions(project)[0].split()[0]
     assert versions(project) == [f"{newest} challenger", *map(str, range(int(newest) - 1, 1, -1)), "1 champion"]
     rules = [rule["rule"] for rule in json.loads((project.root / "artifacts/registration.json").read_text())["gate"]]
-    assert len(rules) == 7 and "worst degradation" in rules
+    assert {"worst degradation", "regression set"} < set(rules)
     with urllib.request.urlopen(f"{project.env['PREFECT_API_URL']}/artifacts/retraining/latest") as answer:
         assert "| worst degradation |" in json.load(answer)["data"]
     project.ok("trueframe", "promote", newest, "--force", "--reason", "a try")

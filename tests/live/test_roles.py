@@ -14,6 +14,8 @@ from components.register import registry as module
 from components.register.registry import Registry
 from components.stage import StageError
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("flask_wtf", reason="mlflow[auth] is not installed")
 ADMIN = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "the password of the admin"}
 INI = """[mlflow]

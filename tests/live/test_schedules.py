@@ -19,6 +19,8 @@ import pytest
 import yaml
 from harness import ROOT, Project, clone, free_port, stop
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 80  # more than are done before the end of all; some milliseconds each
 
 

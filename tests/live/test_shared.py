@@ -22,6 +22,8 @@ import served
 import yaml
 from harness import ROOT, Project, clone, stop
 
+pytestmark = pytest.mark.slow
+
 GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
 EXAMPLE = ROOT / "deploy/.env.example"
 

@@ -23,6 +23,8 @@ import yaml
 from harness import TINY, Project, free_port, stop, wait_for
 from PIL import Image, ImageFilter
 
+pytestmark = pytest.mark.slow
+
 NIGHTLY, HOURLY = "flows/retrain.py:retrain", "flows/monitor.py:monitor"
 REVIEWED = (Path(__file__).parents[2] / "components/reports.py").exists()
 PATIENCE = 600.0  # s, on a machine with other work

@@ -15,6 +15,8 @@ from components.params import Preprocess
 from components.preprocess import preprocess
 from components.stage import StageError
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("ray", reason="ray isn't installed")
 SETTINGS = Preprocess(views=["16", "crop-24x2"], validation=0.2, test=0.2)
 EACH, SHARDS = 300, 3

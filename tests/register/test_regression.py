@@ -20,6 +20,8 @@ from components.register.registry import Registry
 from components.stage import StageError
 from components.validate import duplicates
 
+pytestmark = pytest.mark.slow
+
 INGEST = Ingest(sources={"sample": Source()}, sample=Sample(n_images=60, size=32))
 JUDGE = Evaluate(bootstrap=100, robustness_images=0, degraded_images=0, min_real_accuracy=0)
 GATE = Register(model="reported", policy="automatic", min_scores={}, gate=Gate(bootstrap=100, degraded_images=0))

@@ -19,6 +19,8 @@ from components.networks.inference import Scorer
 from components.stage import StageError
 from components.train import distribution
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 EPOCHS = 3
 MODEL = {
