@@ -145,7 +145,7 @@ def test_a_promotion_by_the_gate(automatic: Project) -> None:
     found = registered(automatic)
     assert found.versions == [[], ["champion"]] and found.champions == ["1", "2"]
     result = json.loads((automatic.root / "artifacts/registration.json").read_text())
-    assert (result["decision"], result["version"], len(result["gate"])) == ("champion", "2", 7)
+    assert (result["decision"], result["version"], len(result["gate"])) == ("champion", "2", 8)
     assert "version 1 is the champion again" in automatic.ok("trueframe", "rollback")
     stage(automatic, "register")
     assert registered(automatic).versions == [["champion"], []], "what was decided stays decided"
@@ -154,7 +154,8 @@ def test_a_promotion_by_the_gate(automatic: Project) -> None:
 def test_a_promotion_and_a_rollback_by_a_person(shared: Project) -> None:
     stage(shared, "register")
     client, name = client_of(shared), shared.params["register"]["model"]
-    client.create_model_version(name, client.get_model_version(name, "1").source)
+    first = client.get_model_version(name, "1")
+    client.create_model_version(name, first.source, first.run_id, model_id=first.model_id)
     promote, rollback = ["trueframe", "promote", "2"], ["trueframe", "rollback"]
     dies(shared, "components.register.registry:Registry._note", *promote)
     shared.ok(*promote)
