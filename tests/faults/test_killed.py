@@ -155,7 +155,7 @@ def test_a_promotion_and_a_rollback_by_a_person(shared: Project) -> None:
     stage(shared, "register")
     client, name = client_of(shared), shared.params["register"]["model"]
     first = client.get_model_version(name, "1")
-    client.create_model_version(name, first.source, first.run_id, model_id=first.model_id)
+    client.create_model_version(name, first.source, first.run_id, model_id=first.source.removeprefix("models:/"))
     promote, rollback = ["trueframe", "promote", "2"], ["trueframe", "rollback"]
     dies(shared, "components.register.registry:Registry._note", *promote)
     shared.ok(*promote)
