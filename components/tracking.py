@@ -4,13 +4,13 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -58,13 +58,9 @@ def connect() -> Any:
     return mlflow
 
 
-def shown(uri: str) -> str:
-    """An address as it may be printed: without the password, if one is in it."""
-    try:
-        password = urlsplit(uri).password
-    except ValueError:
-        return uri
-    return uri.replace(f":{password}@", ":…@") if password else uri
+def shown(text: str) -> str:
+    """An address, or a text with addresses, as it may be printed: without the passwords in it."""
+    return re.sub(r"://([^/\s:@]*):[^/\s]*@", r"://\1:…@", text)
 
 
 def line(error: Exception) -> str:

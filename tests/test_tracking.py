@@ -7,10 +7,10 @@ from components.stage import StageError
 
 
 def test_no_password_is_shown() -> None:
-    assert tracking.shown("postgresql://me:secret@db:5432/mlflow") == "postgresql://db:5432/mlflow"
+    assert tracking.shown("postgresql://me:secret@db:5432/mlflow") == "postgresql://me:…@db:5432/mlflow"
     assert tracking.shown("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
     error = OSError("no route to http://me:secret@host/health\nand more")
-    assert tracking.line(error) == "no route to http://host/health"
+    assert tracking.line(error) == "no route to http://me:…@host/health"
 
 
 def test_a_store_that_is_not_there_is_one_line_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,4 +18,4 @@ def test_a_store_that_is_not_there_is_one_line_without_its_password(monkeypatch:
     with pytest.raises(StageError) as caught:
         tracking.connect()
     said = str(caught.value)
-    assert said.startswith("the MLflow store http://127.0.0.1:1 can't be used") and "secret" not in said
+    assert said.startswith("the MLflow store http://me:…@127.0.0.1:1 can't be used") and "secret" not in said
