@@ -1,7 +1,6 @@
 """What people reported: how often the verdict was wrong, and what of it isn't in the data yet."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -10,14 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from components import images, shards
+from components import images, reports, shards
+from components.stage import StageError
 
 _HASH = re.compile("[0-9a-f]{64}")  # what the page calls its files
 COLUMNS = ("sha256", "label", "status", "verdict", "model_version", "reported")
 
 
 def read(folder: Path) -> pd.DataFrame:
-    """All reports of a folder (see `components.ingest.feedback`), one row an image with `COLUMNS`.
+    """All reports of a folder (see `components.reports`), one row an image with `COLUMNS`.
 
     `reported` is a time in UTC, null where the report names none. What is no report is left out: `trueframe ingest`
     says what is wrong with it.
@@ -27,26 +27,25 @@ def read(folder: Path) -> pd.DataFrame:
         if image.suffix.lower() not in images.SUFFIXES:
             continue
         try:
-            said = json.loads(image.with_suffix(".json").read_bytes())
-            label, status = said["label"], said.get("status", "accepted")
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            report = reports.read(image)
+        except (StageError, OSError):
             continue
         rows.append(
             {
                 "sha256": image.stem if _HASH.fullmatch(image.stem) else hashlib.sha256(image.read_bytes()).hexdigest(),
-                "label": label,
-                "status": status,
-                "verdict": said.get("verdict"),
-                "model_version": said.get("model_version"),
-                "reported": _time(said.get("reported")),
+                "label": report.label,
+                "status": report.status,
+                "verdict": report.verdict,
+                "model_version": report.said("model_version") or None,
+                "reported": _time(report.said("reported")),
             }
         )
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"reported": "datetime64[us, UTC]"})
 
 
-def new(reports: pd.DataFrame, data: Path, sources: Iterable[str]) -> int:
+def new(found: pd.DataFrame, data: Path, sources: Iterable[str]) -> int:
     """How many accepted reports are about images that no ingestion has seen."""
-    accepted = set(reports.loc[reports["status"] == "accepted", "sha256"]) - shards.forgotten(data)
+    accepted = set(found.loc[found["status"] == "accepted", "sha256"]) - shards.forgotten(data)
     for source in sources:
         if shards.exist(data / source):
             accepted -= set(shards.manifest(shards.paths(data, [source]))["sha256"])
@@ -54,11 +53,11 @@ def new(reports: pd.DataFrame, data: Path, sources: Iterable[str]) -> int:
     return len(accepted)
 
 
-def accuracy(reports: pd.DataFrame) -> dict[str, Any]:
+def accuracy(found: pd.DataFrame) -> dict[str, Any]:
     """How accepted reports judge the verdicts that they are about: `n`, and the share that was right among those that
     weren't uncertain.
     """
-    judged = reports[(reports["status"] == "accepted") & reports["verdict"].isin(("ai", "real"))]
+    judged = found[(found["status"] == "accepted") & found["verdict"].isin(("ai", "real"))]
     right = (judged["verdict"] == judged["label"]).mean() if len(judged) else None
     return {"n": len(judged), "accuracy": None if right is None else round(float(right), 4)}
 

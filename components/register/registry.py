@@ -257,9 +257,9 @@ class Registry:
         if tracking.is_outage(error):
             return StageError(tracking.trouble(error))
         return Gone(
-            f"{self.name} version {number} can't be loaded ({_first_line(error)}); its artifacts are gone or damaged. "
-            "`trueframe rollback` goes to the champion before; once the version is deleted in the MLflow UI, the next "
-            "`trueframe run` registers its network again"
+            f"{self.name} version {number} can't be loaded ({tracking.line(error)}); its artifacts are gone or "
+            "damaged. `trueframe rollback` goes to the champion before; once the version is deleted in the MLflow "
+            "UI, the next `trueframe run` registers its network again"
         )
 
     def _note(self, events: list[Event], version: str, how: How, reason: str) -> None:
@@ -285,7 +285,7 @@ class Registry:
                 if stage.refused(error):
                     raise Denied(f"{self.name}: {what.replace('_', ' ')}: {stage.refused(error)}") from None
                 if wait is None or error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    raise StageError(f"{self.name}: {what.replace('_', ' ')} failed: {_first_line(error)}") from None
+                    raise StageError(f"{self.name}: {what.replace('_', ' ')} failed: {tracking.line(error)}") from None
                 time.sleep(wait)
 
     def _events(self) -> tuple[list[Event], str | None]:
@@ -321,10 +321,6 @@ def line(events: list[Event]) -> list[str]:
         elif champions[-1:] != [event.version]:
             champions.append(event.version)
     return champions
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
 
 
 def _now() -> datetime:
