@@ -24,6 +24,7 @@ lock: .venv/.ready
 	$(COMPILE) --extra dev pyproject.toml -o requirements.lock
 	$(COMPILE) $(IMAGE) pyproject.toml -o deploy/requirements.lock
 	$(COMPILE) $(IMAGE) --extra gpu pyproject.toml -o deploy/requirements-gpu.lock
+	$(COMPILE) $(IMAGE) --extra jax-gpu pyproject.toml -o deploy/requirements-jax.lock
 
 audit: .venv/.ready
 	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict

@@ -300,7 +300,7 @@ class Serve(Section):
     )
     read_s: float = Field(20, gt=0, description="s in which a request has to be here")
     answer_s: float = Field(60, ge=1, description="s in which it is answered")
-    poll_s: float = Field(5, gt=0, description="s between two looks at the registry with --follow")
+    poll_s: float = Field(5, gt=0, description="s between two looks at the registry for a new champion")
 
 
 class Resources(Section):

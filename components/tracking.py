@@ -128,8 +128,8 @@ def lineage(params: Path = Path("params.yaml")) -> dict[str, str]:
     if commit:
         tags["git_commit"] = commit
         tags["git_dirty"] = str(bool(_git("status", "--porcelain", "--", *_CODE))).lower()
-    elif COMMIT in os.environ:
-        tags["git_commit"] = os.environ[COMMIT]
+    elif built_from := os.environ.get(COMMIT):
+        tags["git_commit"] = built_from
     data = Path("data.dvc")
     if data.exists():
         tags["data_md5"] = yaml.safe_load(data.read_text())["outs"][0]["md5"]

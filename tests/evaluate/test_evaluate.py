@@ -17,6 +17,7 @@ from components.params import Evaluate, Ingest, Sample, Source
 from components.preprocess import arrays
 from components.serve.check import Judge, check
 from components.serve.detector import Detector
+from components.stage import StageError
 
 VIEWS = {"whole": "24", "crops": "crop-16x2"}
 EQUAL = {"size": "crop", "side": 28, "quality": 80}
@@ -158,6 +159,11 @@ def test_the_same_again_gives_the_same_decision(root: Path, tmp_path: Path) -> N
     judge(root, "both", list(VIEWS), tmp_path)
     assert (tmp_path / "decision.json").read_bytes() == (root / "evaluation/both/decision.json").read_bytes()
     assert (tmp_path / "metrics.json").read_bytes() == (root / "evaluation/both/metrics.json").read_bytes()
+
+
+def test_what_was_not_trained_is_named(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"network\.keras is missing: whole was not trained; `dvc repro train@whole`"):
+        evaluate("whole", VIEWS, SETTINGS, tmp_path, root / "index.parquet", root / "arrays", root / "data", tmp_path)
 
 
 def test_the_degraded_scores_are_kept_for_each_image(root: Path) -> None:

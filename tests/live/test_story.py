@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ from PIL import Image, ImageFilter
 pytestmark = pytest.mark.slow
 
 NIGHTLY, HOURLY = "flows/retrain.py:retrain", "flows/monitor.py:monitor"
-REVIEWED = (Path(__file__).parents[2] / "components/reports.py").exists()
 PATIENCE = 600.0  # s, on a machine with other work
 
 
@@ -202,8 +200,7 @@ def report(project: Project, data: bytes, answered: str) -> None:
     params = project.params
     params["ingest"]["sources"]["reports"] = {"from": "feedback:feedback"}
     params["train"]["models"]["small"]["seed"] = 11  # so that there is a candidate to judge
-    if REVIEWED:
-        params["ingest"]["regression"] = 1.0
+    params["ingest"]["regression"] = 1.0
     project.params = params
 
 
@@ -213,7 +210,6 @@ def test_it_does_not_start_another_one(home: Project) -> None:
     assert len(runs(home, "retrain/nightly")) == 2
 
 
-@pytest.mark.skipif(not REVIEWED, reason="this gate has no regression set")
 def test_the_reported_mistake_is_in_the_regression_set(home: Project) -> None:
     index = pd.read_parquet(home.root / "artifacts/index.parquet").set_index("sha256")
     assert index.loc[hashlib.sha256(MISTAKE).hexdigest(), "split"] == "regression"

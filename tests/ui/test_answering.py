@@ -1,13 +1,16 @@
 """Which detector answers, and the command that opens the page."""
 
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +22,7 @@ from flows import answering, ui
 from tests.live.harness import stop, wait_for
 
 ROOT = Path(__file__).parents[2]
+PARTS = ("network", "decision", "familiar", "card")
 
 
 @pytest.fixture
@@ -30,6 +34,28 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@contextlib.contextmanager
+def registered(project: Path, small: Files, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The project's registry, with the small detector as version 1 and no champion."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+    try:
+        mlflow.set_experiment(experiment_id=mlflow.create_experiment("e", artifact_location=str(project / "runs")))
+        mlflow.pyfunc.log_model(
+            name="detector",
+            python_model=str(Path(components.__file__).parent / "serve/pyfunc.py"),
+            artifacts={name: str(getattr(small, name)) for name in PARTS},
+            pip_requirements=[],
+            registered_model_name="trueframe",
+        )
+        yield mlflow.MlflowClient()
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
 def test_the_reference_answers_until_there_is_a_champion(
     project: Path, small: Files, monkeypatch: pytest.MonkeyPatch, jpeg: Callable[..., bytes]
 ) -> None:
@@ -39,34 +65,18 @@ def test_the_reference_answers_until_there_is_a_champion(
         FOLDER for _ in FOLDER.glob("*/decision.json")
     ]
 
-    import mlflow
-
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
-    try:
-        mlflow.set_experiment(experiment_id=mlflow.create_experiment("e", artifact_location=str(project / "runs")))
-        names = ("network", "decision", "familiar", "card")
-        mlflow.pyfunc.log_model(
-            name="detector",
-            python_model=str(Path(components.__file__).parent / "serve/pyfunc.py"),
-            artifacts={name: str(getattr(small, name)) for name in names},
-            pip_requirements=[],
-            registered_model_name="trueframe",
-        )
+    with registered(project, small, monkeypatch) as client:
         assert answering.version(None) == answering.REFERENCE
-        mlflow.MlflowClient().set_registered_model_alias("trueframe", "champion", "1")
+        client.set_registered_model_alias("trueframe", "champion", "1")
         assert answering.version(None) == "1" and answering.name("1") == "trueframe version 1"
         (files,) = answering.found("1")
-        assert [getattr(files, name).read_bytes() for name in names] == [
-            getattr(small, name).read_bytes() for name in names
+        assert [getattr(files, name).read_bytes() for name in PARTS] == [
+            getattr(small, name).read_bytes() for name in PARTS
         ]
         rows = [one.score([jpeg(1)])[0] for one in (answering.detector("1"), small.detector("1"))]
         assert rows[0] == rows[1] and rows[0]["model_version"] == "1"
         with pytest.raises(StageError, match="trueframe has no version 7"):
             answering.found("7")
-    finally:
-        mlflow.set_tracking_uri(before)
 
 
 def test_files_that_are_no_detector_are_named(tmp_path: Path) -> None:
@@ -75,7 +85,11 @@ def test_files_that_are_no_detector_are_named(tmp_path: Path) -> None:
         Files.logged(tmp_path)
 
 
-def test_the_command_opens_the_page(project: Path, tmp_path: Path) -> None:
+def test_the_command_opens_the_page_and_follows_the_champion(
+    project: Path, tmp_path: Path, small: Files, monkeypatch: pytest.MonkeyPatch, browser: Any
+) -> None:
+    params = project / "params.yaml"
+    params.write_text(f"{params.read_text()}\nserve: {{poll_s: 0.5}}\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -94,6 +108,16 @@ def test_the_command_opens_the_page(project: Path, tmp_path: Path) -> None:
         said = log.read_text()
         assert f"the page is ready at http://127.0.0.1:{port}" in said
         assert "trueframe ingest reports --from feedback:feedback" in said
+        with registered(project, small, monkeypatch) as client:
+            client.set_registered_model_alias("trueframe", "champion", "1")
+            end = time.monotonic() + 120
+            while b"trueframe version 1" not in urllib.request.urlopen(f"http://127.0.0.1:{port}/health").read():
+                assert time.monotonic() < end, log.read_text()
+                time.sleep(0.5)
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_selector("text=Trueframe version 1 answers", timeout=60_000)
+        page.close()
     finally:
         stop(process)
 

@@ -64,8 +64,7 @@ class Limits:
 
 
 def build(
-    detector: Any,
-    about: About,
+    answering: Callable[[], About],
     fetch: Callable[[str, int], bytes],
     *,
     feedback: Path | None = None,
@@ -77,8 +76,7 @@ def build(
     """The page as an ASGI application.
 
     Args:
-        detector: answers (see `Detector.score`).
-        about: who that is.
+        answering: says who answers the next visitor.
         fetch: gets a link's bytes, at most so many, or raises `ImageError`; it decides which addresses may be asked.
         feedback: folder for corrections; null offers none.
         trusted: whether a visitor's correction is accepted as it comes; else it waits for a decision.
@@ -112,9 +110,9 @@ def build(
 
     @app.get("/health")
     def health() -> Any:
-        return {"status": "ok", "answers": about.name}
+        return {"status": "ok", "answers": answering().name}
 
-    handler = blocks.Handler(detector, about, fetch, feedback, trusted, shelf, limits)
+    handler = blocks.Handler(answering, fetch, feedback, trusted, shelf, limits)
     here = Path(__file__).parent
 
     def mount(path: str, **who: Any) -> None:

@@ -91,15 +91,17 @@ class About:
     Attributes:
         name: as it stands in a sentence, `the reference detector` or `trueframe version 3`.
         parts: of the reference detector one for each range of sizes; else one.
+        detector: answers (see `Detector.score`).
     """
 
     name: str
     parts: Sequence[Part]
+    detector: Any
 
     @classmethod
-    def of(cls, name: str, files: Sequence[Files]) -> Self:
+    def of(cls, name: str, files: Sequence[Files], detector: Any) -> Self:
         """From the detectors' files."""
-        return cls(name, [Part(one.fitted, Card.read(one.card.read_text())) for one in files])
+        return cls(name, [Part(one.fitted, Card.read(one.card.read_text())) for one in files], detector)
 
     def part(self, row: dict[str, Any]) -> Part:
         """The one that gave an answer: its threshold tells."""

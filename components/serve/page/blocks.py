@@ -53,7 +53,7 @@ def theme() -> Any:
 
 def page(handler: "Handler", *, for_reviewers: bool = False) -> gr.Blocks:
     """The page (see `components.serve.page.build`), for those with the key with one tab more."""
-    about, limits = handler.about, handler.limits
+    limits = handler.limits
     first: dict[str, Any] = {
         "concurrency_limit": limits.at_once,
         "concurrency_id": "verdict",
@@ -64,7 +64,7 @@ def page(handler: "Handler", *, for_reviewers: bool = False) -> gr.Blocks:
     with gr.Blocks(
         analytics_enabled=False, title="Is this picture AI-generated?", delete_cache=(600, int(limits.keep))
     ) as demo:
-        gr.Markdown(_INTRO.format(name=about.name[0].upper() + about.name[1:]))
+        gr.Markdown(handler.introduction)
         if for_reviewers and handler.feedback:
             review.tab(demo, handler.feedback)
         with gr.Tab("One picture"):
@@ -121,7 +121,7 @@ def page(handler: "Handler", *, for_reviewers: bool = False) -> gr.Blocks:
             saved = gr.DownloadButton("Download the table (CSV)", visible=False, elem_id="csv", size="sm")
             several.upload(handler.batch, several, [several, listed, saved], show_progress="minimal", **later)
         with gr.Tab("About it"):
-            gr.HTML(about.html(), elem_id="about")
+            gr.HTML(lambda: handler.answering().html(), elem_id="about")
     return demo
 
 
@@ -130,8 +130,7 @@ class Handler:
 
     def __init__(
         self,
-        detector: Any,
-        about: About,
+        answering: Callable[[], About],
         fetch: Callable[[str, int], bytes],
         feedback: Path | None,
         trusted: bool,
@@ -140,9 +139,14 @@ class Handler:
     ) -> None:
         from components.serve.page import Shelf
 
-        self.detector, self.about, self.fetch = detector, about, fetch
+        self.answering, self.fetch = answering, fetch
         self.feedback, self.trusted, self.links, self.limits = feedback, trusted, links, limits
         self.files = Shelf(Path(tempfile.mkdtemp(prefix="trueframe-page-")), limits.keep)
+
+    def introduction(self) -> str:
+        """What stands above all."""
+        name = self.answering().name
+        return _INTRO.format(name=name[0].upper() + name[1:])
 
     def judge_file(self, path: str | None) -> tuple[Any, ...]:
         """The verdict for an uploaded file, which is then deleted."""
@@ -157,9 +161,9 @@ class Handler:
         if judged is None:
             yield [gr.skip()] * 3
             return
-        parts.explain(self.detector, judged)
+        parts.explain(judged)
         yield parts.picture_html(judged), gr.skip(), gr.skip()
-        parts.resave(self.detector, judged)
+        parts.resave(judged)
         pdf = self.files.put(f"trueframe-{secrets.token_hex(8)}.pdf", report.draw(judged, "pdf"))
         yield gr.skip(), parts.resaves_html(judged), gr.DownloadButton(value=str(pdf))
 
@@ -209,7 +213,7 @@ class Handler:
         paths = paths or []
         if len(paths) > self.limits.batch:
             return None, _problem(f"{len(paths)} files; {self.limits.batch} at once are the limit."), gr.skip()
-        answers = self.detector.score([self._taken(path) for path in paths])
+        answers = self.answering().detector.score([self._taken(path) for path in paths])
         rows = [{"path": Path(path).name, **row} for path, row in zip(paths, answers, strict=True)]
         file = self.files.put(f"trueframe-{secrets.token_hex(8)}.csv", b"")
         check.write(rows, file)
@@ -238,7 +242,7 @@ class Handler:
         """The file input is emptied, so that the next picture finds it ready."""
         try:
             name, data = get()
-            judged = parts.judge(self.detector, self.about, name, self.files.put(secrets.token_hex(16), data))
+            judged = parts.judge(self.answering(), name, self.files.put(secrets.token_hex(16), data))
         except images.ImageError as error:
             skipped = [gr.skip()] * 5
             return None, _problem(f"This can't be judged: {error}."), None, gr.Column(visible=False), *skipped

@@ -92,28 +92,28 @@ RESAVES = (
 )
 
 
-def judge(detector: Any, about: About, name: str, path: Path) -> Judged:
+def judge(about: About, name: str, path: Path) -> Judged:
     """Ask the detector for its verdict alone.
 
     Raises:
         ImageError: the file can't be judged; the message says why.
     """
-    (row,) = detector.score([path.read_bytes()])
+    (row,) = about.detector.score([path.read_bytes()])
     if row["error"]:
         raise images.ImageError(row["error"])
     return Judged(name, path, row, about)
 
 
-def explain(detector: Any, judged: Judged) -> None:
+def explain(judged: Judged) -> None:
     """Draw where the evidence lies."""
-    (row,) = detector.score([judged.data], explain=True)
+    (row,) = judged.about.detector.score([judged.data], explain=True)
     judged.heatmap = base64.b64decode(row["heatmap"])
 
 
-def resave(detector: Any, judged: Judged) -> None:
+def resave(judged: Judged) -> None:
     """Judge the picture again after what usually happens to pictures."""
     image = images.decode(judged.data)
-    rows = detector.score([each.saved(image) for each in RESAVES])
+    rows = judged.about.detector.score([each.saved(image) for each in RESAVES])
     judged.resaves = [(each.name, row) for each, row in zip(RESAVES, rows, strict=True)]
 
 
