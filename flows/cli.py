@@ -161,10 +161,11 @@ def monitor(
     if not state.is_completed():
         fail(state.message or "the flow failed")
     report = json.loads((monitoring.FOLDER / "report.json").read_text())
-    table = Table("", "stability index", "training", "now", "")
-    for s in report["drift"]:
-        table.add_row(s["name"], f"{s['psi']:.3f}", s["before"], s["now"], "[red]drift[/]" if s["drifted"] else "")
-    console.print(table)
+    if report["drift"]:
+        table = Table("", "stability index", "training", "now", "")
+        for s in report["drift"]:
+            table.add_row(s["name"], f"{s['psi']:.3f}", s["before"], s["now"], "[red]drift[/]" if s["drifted"] else "")
+        console.print(table)
     for problem in report["problems"]:
         print(f"{problem['check']}: {problem['message']}")
     for note in report["notes"]:
@@ -355,12 +356,15 @@ def review(
             print(reviewing.decide(folder, name, decision, remark))
         return
     rows = reviewing.waiting(folder)
-    if rows:
-        table = Table("report", "when (UTC)", "said to be", "verdict", "p(ai)", "version", "note", "picture")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    print(f"{len(rows):,} reports wait; `trueframe review accept REPORT`, or `relabel` or `reject`, decides")
+    if not rows:
+        print(f"no report waits in {folder}/")
+        return
+    table = Table("report", "when (UTC)", "said to be", "verdict", "p(ai)", "version", "note", "picture")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    waiting = "1 report waits" if len(rows) == 1 else f"{len(rows):,} reports wait"
+    print(f"{waiting}; `trueframe review accept REPORT`, or `relabel` or `reject`, decides")
 
 
 @app.command()

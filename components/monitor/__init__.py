@@ -112,6 +112,8 @@ def _pairs(model: str, before: pd.DataFrame, now: pd.DataFrame, out: Path, notes
     recorded = reference.scores(model, version, out)
     if isinstance(recorded, str):
         notes.append(recorded)
+    elif len(recorded) < drift.FEWEST:
+        notes.append(f"version {version} was tested on {len(recorded)} images, too few to compare the scores with")
     else:
         pairs[drift.SCORE] = (recorded, now.loc[now["model_version"] == version, "probability"])
     return pairs

@@ -9,7 +9,7 @@ from scipy.stats import chi2_contingency, false_discovery_control, ks_2samp
 NUMBERS = ("width", "height", "bytes_per_pixel", "jpeg_quality", "brightness", "contrast", "sharpness")
 WORDS = ("format",)
 SCORE = "probability"
-_FEWEST = 50  # values; fewer have no distribution
+FEWEST = 50  # values; fewer have no distribution
 _BINS = 10
 _FLOOR = 1e-4  # share of a bin, so that an empty one has a logarithm
 _OTHERS = 5  # images that a word needs before; rarer ones count together
@@ -64,7 +64,7 @@ def compare(pairs: Pairs, significance: float, min_shift: float) -> list[Shift]:
     found: list[tuple[str, float, float, float, str, str]] = []
     for name, both in pairs.items():
         before, now = (values.dropna() for values in both)
-        if min(len(before), len(now)) < _FEWEST:
+        if min(len(before), len(now)) < FEWEST:
             continue
         if name in WORDS:
             counts = _counts(before, now)

@@ -5,6 +5,7 @@ The nodes share no disk with this one and need none. What a node that is lost ha
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from components.preprocess.arrays import Equaliser, Piece
 from components.stage import StageError
 
 _READERS = 2
+_REACH = 10.0  # s in which a cluster has to answer
 _READ = pa.schema([("piece", pa.int64()), ("files", pa.list_(pa.large_binary())), ("error", pa.string())])
 _DECODED = pa.schema([("piece", pa.int64()), ("rows", pa.list_(pa.large_binary())), ("error", pa.string())])
 
@@ -54,6 +56,7 @@ def _connected() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
+        _reach(os.environ.get("RAY_ADDRESS", ""))
         return ray.init(
             # The nodes get this very code, whatever version of it their image holds.
             runtime_env={"py_modules": [components]},
@@ -67,6 +70,13 @@ def _connected() -> Any:
             f"the Ray cluster {where} can't be used ({str(error).splitlines()[0]}); start it, correct RAY_ADDRESS, or "
             "set engine.preprocess to local"
         ) from None
+
+
+def _reach(address: str) -> None:
+    """Raise an OSError if nobody listens at HOST:PORT, which Ray itself asks for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH).close()
 
 
 def _decoded(pieces: list[Piece], equalise: Equaliser) -> Iterator[Piece]:

@@ -54,6 +54,7 @@ def home(project: Project, told: tuple[str, list[str]]) -> Project:
     params = json.loads(json.dumps(TINY))
     params["train"]["models"] = {"small": {**params["train"]["models"]["small"], "epochs": 1}}
     params["evaluate"]["robustness_images"] = 10
+    params["ingest"]["sample"]["n_images"] = 300  # so that there are test images enough to compare scores with
     params["monitor"] = {"flush_s": 0.5, "min_images": 50, "alert": "custom-webhook/story"}
     project.params = params
     project.ok(

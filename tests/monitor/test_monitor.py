@@ -154,6 +154,15 @@ def test_scores_are_not_compared_while_the_registry_is_down_and_that_is_said(
     assert any("version 2" in note for note in found["notes"])
 
 
+def test_too_few_scores_to_compare_with_are_said(project: Path) -> None:
+    scores = project / "artifacts/monitor/scores-1.parquet"
+    pd.read_parquet(scores).head(48).to_parquet(scores, index=False)
+    log(project, FRESH)
+    found = report(project)
+    assert "probability" not in {shift["name"] for shift in found["drift"]} and found["drift"]
+    assert any("tested on 48 images" in note for note in found["notes"])
+
+
 def test_many_predictions_make_no_drift_of_a_trifle() -> None:
     rng = np.random.default_rng(0)
     before, now = pd.Series(rng.normal(0, 1, 20_000)), pd.Series(rng.normal(0.05, 1, 100_000))
