@@ -40,7 +40,9 @@ class Project:
 
     def environment(self) -> dict[str, str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_", "DVC_"))}
-        return {**inherited, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **self.env}
+        # The package is installed with another folder, in which a worker would run its flows.
+        own = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "TRUEFRAME_FOLDER": str(self.root)}
+        return {**inherited, **own, **self.env}
 
     def run(self, *command: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

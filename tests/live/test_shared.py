@@ -130,7 +130,7 @@ def trained(shared: Shared) -> Project:
     one.ok("python", "-c", keep)
     template = ["--base-job-template", "deploy/process-pool.json"]
     one.ok("prefect", "work-pool", "create", "cpu", "--type", "process", *template)
-    worker = shared.start("worker", one.root, **{secret: "", "TRUEFRAME_FOLDER": str(one.root)})
+    worker = shared.start("worker", one.root, **{secret: ""})
     try:
         where = ["--name", "shared", "--pool", "cpu"]
         one.ok("prefect", "--no-prompt", "deploy", "flows/retrain.py:retrain", *where)

@@ -73,7 +73,7 @@ def worker(home: Project) -> Iterator[None]:
     started = []
     for pool in sorted({each["work_pool"]["name"] for each in document["deployments"]}):
         home.ok("prefect", "work-pool", "create", "--type", "process", "--overwrite", pool)
-        env = {**home.env, "PREFECT_WORKER_QUERY_SECONDS": "2", "TRUEFRAME_FOLDER": str(home.root)}
+        env = {**home.env, "PREFECT_WORKER_QUERY_SECONDS": "2"}
         impatient = Project(home.root, env)
         started.append(impatient.start("prefect", "worker", "start", "--pool", pool, log=f"worker-{pool}.log"))
     yield
