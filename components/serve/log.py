@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry, Counter
 from components.params import Monitor
 
 _FIELDS = ("probability", "verdict", "threshold", "model_version", "warnings", "error")
-_BEHIND = 16 * 2**20  # bytes that wait, from which pictures have no statistics
+_BEHIND = 16 * 2**20  # bytes that wait, from which pictures don't: their rows have no statistics
 _FULL = 64 * 2**20  # bytes that wait, from which predictions are not logged
 _SHARE, _BURST = 0.1, 10.0  # of a core that statistics may take in the long run, and s that they may take at once
 _ROW = 1000  # bytes that a row without its picture counts
@@ -71,14 +71,19 @@ class Log:
             seconds: that the answer took.
         """
         now = datetime.now(UTC)
-        for image, row in zip(images, rows, strict=True):
+        for picture, row in zip(images, rows, strict=True):
+            said = {"time": now, "latency": seconds, **{key: row.get(key) for key in _FIELDS}}
+            is_behind = self._held + len(picture or "") + _ROW > _BEHIND
+            if is_behind:
+                said |= _identity(_decoded(picture))
+            image = None if is_behind else picture
             size = len(image or "") + _ROW
             if self._held + size > _FULL:
                 self._lost.inc()
                 continue
             with self._lock:
                 self._held += size
-            self._line.put((image, {"time": now, "latency": seconds, **{key: row.get(key) for key in _FIELDS}}, size))
+            self._line.put((image, said, size))
 
     def _run(self) -> None:
         self._send(None)  # so that it is there when the first one comes
@@ -91,7 +96,7 @@ class Log:
             if item is None:
                 break
             image, row, size = item
-            is_sent = self._send((image, row, self._held < _BEHIND))
+            is_sent = self._send((image, row))
             (self._taken if is_sent else self._lost).inc()
             with self._lock:
                 self._held -= size
@@ -133,6 +138,10 @@ def _decoded(image: str | None) -> bytes | None:
         return None
 
 
+def _identity(data: bytes | None) -> dict[str, Any]:
+    return {} if data is None else {"n_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
 class Budget:
     """Time that may be spent: as much at once as was saved, and little in the long run, so that verdicts come first."""
 
@@ -164,15 +173,14 @@ def _main() -> None:
         while True:
             item = pickle.load(sys.stdin.buffer)
             if item is not None:
-                image, row, in_time = item
+                image, row = item
                 data = _decoded(image)
-                if data is not None:
-                    row |= {"n_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-                    if in_time and budget.is_left(time.monotonic()):
-                        began = time.process_time()
-                        row |= predictions.statistics(data)
-                        budget.spend(time.process_time() - began)
-                writer.add(row, data if settings.keep_images and in_time else None)
+                row |= _identity(data)
+                if data is not None and budget.is_left(time.monotonic()):
+                    began = time.process_time()
+                    row |= predictions.statistics(data)
+                    budget.spend(time.process_time() - began)
+                writer.add(row, data if settings.keep_images else None)
             if time.monotonic() >= due:
                 writer.flush()
                 due = time.monotonic() + settings.flush_s
