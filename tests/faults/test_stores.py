@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def attempts(project: Project, *command: str, n: int = 3) -> list[int]:
     return codes
 
 
-def test_s3_fails_half_of_the_requests(remote: Project, stores: Stores, tmp_path: Path) -> None:
+def test_s3_fails_half_of_the_requests_for_a_minute(remote: Project, stores: Stores, tmp_path: Path) -> None:
     bucket = stores.bucket
     images = list(shards.files(next((remote.root / "data/sample").glob("*.parquet"))))[:24]
     source = tmp_path.name.replace("_", "-")
@@ -47,7 +48,10 @@ def test_s3_fails_half_of_the_requests(remote: Project, stores: Stores, tmp_path
     for command in (ingest, ["dvc", "push"], register):
         before = bucket.proxy.failed
         with bucket.failing("busy", method="", share=0.5):
+            calm = threading.Timer(60, bucket.proxy.faults.clear)
+            calm.start()
             attempts(remote, *command)
+            calm.cancel()
         assert bucket.proxy.failed > before + 3, "requests did fail"
         remote.ok(*command)
 
