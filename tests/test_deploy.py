@@ -257,6 +257,33 @@ def test_ports_and_probes_lead_to_what_listens() -> None:
         assert container["ports"] == [{"name": container["name"], "containerPort": int(listens)}]
 
 
+def test_the_monitor_sees_what_the_gateway_was_asked() -> None:
+    from components.params import Monitor
+
+    folder = Monitor().folder
+    assert COMPOSE["gateway"]["volumes"] == [f"../{folder}:/srv/trueframe/{folder}"]
+    assert "..:/srv/trueframe" in COMPOSE["worker"]["volumes"]
+
+
+def test_a_restart_of_prefect_s_server_loses_no_lease() -> None:
+    name, storage = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
+    kubernetes = {entry["name"]: entry.get("value") for entry in pods()["prefect"]["spec"]["containers"][0]["env"]}
+    assert COMPOSE["prefect"]["environment"][name] == kubernetes[name] == storage
+    home = COMPOSE["prefect"]["environment"]["PREFECT_HOME"]
+    assert (
+        COMPOSE["prefect"]["volumes"] == [f"prefect:{home}"]
+        and f"1000 {home}\n" in (ROOT / "deploy/Dockerfile").read_text()
+    )
+
+
+def test_every_pool_has_a_worker_with_and_without_a_gpu() -> None:
+    pools = {each["work_pool"]["name"] for each in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+    for profile in ("cpu", "gpu"):
+        started = [said["command"] for said in COMPOSE.values() if {profile} >= set(said.get("profiles", []))]
+        served = [words[words.index("--pool") + 1] for words in started if "worker" in words]
+        assert sorted(served) == sorted(pools), profile
+
+
 def test_who_may_talk_to_whom() -> None:
     policies = of("NetworkPolicy")
     assert policies["nothing-else"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
