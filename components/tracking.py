@@ -64,8 +64,9 @@ def shown(text: str) -> str:
 
 
 def line(error: Exception) -> str:
-    """What an error says first, without the password that may stand in an address."""
-    return shown(str(error).strip().splitlines()[0])[:300] if str(error).strip() else type(error).__name__
+    """What an error says first, without the password that may stand in an address, and without SQLAlchemy's preface."""
+    lines = [text for text in str(error).strip().splitlines() if not text.startswith("(raised as a result of")]
+    return shown(lines[0])[:300] if lines else type(error).__name__
 
 
 def is_trouble(error: Exception) -> bool:

@@ -13,6 +13,14 @@ def test_no_password_is_shown() -> None:
     assert tracking.line(error) == "no route to http://me:…@host/health"
 
 
+def test_an_error_is_told_by_its_reason() -> None:
+    said = (
+        "(raised as a result of Query-invoked autoflush; consider …)\n(sqlite3.OperationalError) disk is full\n[SQL: …]"
+    )
+    assert tracking.line(RuntimeError(said)) == "(sqlite3.OperationalError) disk is full"
+    assert tracking.line(RuntimeError()) == "RuntimeError"
+
+
 def test_a_store_that_is_not_there_is_one_line_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
