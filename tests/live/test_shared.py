@@ -208,7 +208,7 @@ def test_doctor_tells_of_each(shared: Shared, two: Project) -> None:
     said = findings(
         two, **wrong, PREFECT_API_AUTH_STRING="trueframe:wrong", TRUEFRAME_GATEWAY_URL=shared.url("gateway")
     )
-    assert said["MLflow"].startswith("no ") and "MLFLOW_TRACKING_PASSWORD have to name an account" in said["MLflow"]
+    assert said["MLflow"].startswith("no ") and "doesn't know reader, or the password is another" in said["MLflow"]
     assert said["Prefect"].endswith("doesn't know us; set PREFECT_API_AUTH_STRING as the server has it")
     assert said["gateway"].startswith("no ") and "doesn't answer" in said["gateway"]
     assert "access denied (403)" in said["DVC remote"]
