@@ -235,6 +235,8 @@ class Registry:
         for cache in list(files.rglob("__pycache__")):  # of whoever loaded it from where it lies
             shutil.rmtree(cache)
         found, wanted = integrity.listed(files), version.tags.get(SUMS)
+        if not found:  # of what is gone from S3, MLflow makes an empty folder
+            raise self._unusable(number, FileNotFoundError("no file of it is there"))
         if wanted is None:
             print(f"warning: {self.name} version {number} was registered without a list of its files", file=sys.stderr)
         elif hashlib.sha256(found.encode()).hexdigest() != wanted:
