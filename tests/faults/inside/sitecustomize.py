@@ -82,27 +82,9 @@ def at(place, act):
 
 
 def shift(seconds):
-    now, now_ns, real = time.time, time.time_ns, datetime.datetime
-    time.time = lambda: now() + seconds
-    time.time_ns = lambda: now_ns() + int(seconds * 1e9)
+    import time_machine
 
-    class Kind(type):
-        def __instancecheck__(cls, instance):
-            return isinstance(instance, real)
-
-        def __subclasscheck__(cls, other):
-            return issubclass(other, real)
-
-    class Shifted(real, metaclass=Kind):
-        @classmethod
-        def now(cls, tz=None):
-            return real.fromtimestamp(time.time(), tz)
-
-        @classmethod
-        def utcnow(cls):
-            return real.fromtimestamp(time.time(), datetime.UTC).replace(tzinfo=None)
-
-    datetime.datetime = Shifted
+    time_machine.travel(datetime.timedelta(seconds=seconds), tick=True).start()
 
 
 for name, act in (("DIE_AT", die), ("WAIT_AT", wait)):
