@@ -1,9 +1,9 @@
 """Which detector answers: the champion, another version, or the reference until there is one."""
 
-import atexit
-import shutil
+import contextlib
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +41,20 @@ def name(number: str) -> str:
     return "the reference detector" if number == REFERENCE else f"{load().register_.model} version {number}"
 
 
-def found(number: str) -> list[Files]:
-    """A version's files; of the reference one for each range of sizes.
+@contextlib.contextmanager
+def found(number: str) -> Iterator[list[Files]]:
+    """A version's files, for a while; of the reference one for each range of sizes.
 
     Raises:
         StageError: there is no such version, or its files are gone or others than those that were registered.
     """
     if number == REFERENCE:
-        return files.references()
+        yield files.references()
+        return
     from components.register.registry import Registry
 
-    folder = Path(tempfile.mkdtemp(prefix="trueframe-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return [Files.logged(Registry(load().register_.model).fetch(number, folder))]
+    with tempfile.TemporaryDirectory(prefix="trueframe-") as folder:
+        yield [Files.logged(Registry(load().register_.model).fetch(number, Path(folder)))]
 
 
 def detector(number: str) -> Any:

@@ -332,7 +332,8 @@ def export(
 
     number = answering.version(version)
     target = _from_start(folder)
-    written = exports.export(answering.found(number), number, format_, target)
+    with answering.found(number) as files:
+        written = exports.export(files, number, format_, target)
     size = sum(path.stat().st_size for path in written) / 2**20
     print(f"{target}: {answering.name(number)}, {len(written)} files, {size:.1f} MiB")
 

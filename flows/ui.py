@@ -91,7 +91,8 @@ class Answering:
     def _loaded(number: str) -> About:
         detector = answering.detector(number)
         warm(detector)
-        return About.of(answering.name(number), answering.found(number), detector)
+        with answering.found(number) as files:
+            return About.of(answering.name(number), files, detector)
 
 
 def reviewers() -> Any:

@@ -61,22 +61,21 @@ def test_the_reference_answers_until_there_is_a_champion(
 ) -> None:
     assert answering.version(None) == answering.REFERENCE
     assert answering.name(answering.REFERENCE) == "the reference detector"
-    assert [files.network.parent.parent for files in answering.found(answering.REFERENCE)] == [
-        FOLDER for _ in FOLDER.glob("*/decision.json")
-    ]
+    with answering.found(answering.REFERENCE) as kept:
+        assert [files.network.parent.parent for files in kept] == [FOLDER for _ in FOLDER.glob("*/decision.json")]
 
     with registered(project, small, monkeypatch) as client:
         assert answering.version(None) == answering.REFERENCE
         client.set_registered_model_alias("trueframe", "champion", "1")
         assert answering.version(None) == "1" and answering.name("1") == "trueframe version 1"
-        (files,) = answering.found("1")
-        assert [getattr(files, name).read_bytes() for name in PARTS] == [
-            getattr(small, name).read_bytes() for name in PARTS
-        ]
+        with answering.found("1") as (files,):
+            for name in PARTS:
+                assert getattr(files, name).read_bytes() == getattr(small, name).read_bytes()
+        assert not files.card.exists(), "nothing stays behind"
         rows = [one.score([jpeg(1)])[0] for one in (answering.detector("1"), small.detector("1"))]
         assert rows[0] == rows[1] and rows[0]["model_version"] == "1"
-        with pytest.raises(StageError, match="trueframe has no version 7"):
-            answering.found("7")
+        with pytest.raises(StageError, match="trueframe has no version 7"), answering.found("7"):
+            pass
 
 
 def test_files_that_are_no_detector_are_named(tmp_path: Path) -> None:
