@@ -192,10 +192,9 @@ class _Service:
         await self._move(champion)
         host, port = listening.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        print(
-            f"version {champion} is ready at {address}/invocations\ntry: curl -s -F file=@PICTURE {address}/v1/check",
-            flush=True,
-        )
+        key = " -H 'X-API-Key: KEY'" if self.gateway.guarded else ""
+        print(f"version {champion} is ready at {address}/invocations")
+        print(f"try: curl -s{key} -F file=@PICTURE {address}/v1/check", flush=True)
         await asyncio.gather(self._watch(), *([self._follow(champion)] if follow else []))
 
     async def _move(self, version: str) -> None:

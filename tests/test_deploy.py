@@ -205,6 +205,14 @@ def test_the_page_on_the_shared_set_up_has_the_same_commands() -> None:
             if name != "gateway":
                 words = words.replace("0.0.0.0", "127.0.0.1")
             assert words.removesuffix(" /data") in page, name
+    # Prefect's own home and address are what they are by default.
+    own = set(COMPOSE["prefect"]["environment"]) - {"PREFECT_HOME", "PREFECT_SERVER_UI_API_URL"}
+    assert [name for name in own if f"{name}=" not in page] == []
+    # Two workers on one machine can't both answer health checks at one port.
+    ports = re.findall(
+        r"^(?:PREFECT_WORKER_WEBSERVER_PORT=(\d+) )?prefect worker start .*--with-healthcheck$", page, re.M
+    )
+    assert len(set(ports)) == len(ports) == 2
     script = [line[4:] for line in (ROOT / "deploy/.env.example").read_text().splitlines() if line.startswith("#   ")]
     assert "\n".join(script) in page
 

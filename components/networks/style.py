@@ -1,5 +1,6 @@
 """What a picture shows and in which style, by a frozen MobileNetV2, under one dense unit."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -10,13 +11,16 @@ from components.networks.layers import Clip, Correlations
 from components.networks.pretrained import backbone
 from components.stage import StageError
 
-_DEPTHS = ("block_2_add", "block_5_add", "block_8_add")
+# Blocks with a shortcut, whose sum is a feature map.
+_BLOCKS = (2, 4, 5, 7, 8, 9, 11, 12, 14, 15)
 _CLIP = 4.0  # standard deviations
 
 
 @register("style")
-def style(side: int, weights: str = "auto", dropout: float = 0.0, l2: float = 0.2) -> Any:
-    """Correlations of channels at three depths of a frozen MobileNetV2, and the means of its last feature map.
+def style(
+    side: int, weights: str = "auto", depths: Sequence[int] = (2, 5, 8), dropout: float = 0.0, l2: float = 0.2
+) -> Any:
+    """Correlations of channels at some depths of a frozen MobileNetV2, and the means of its last feature map.
 
     The correlations tell textures and styles apart (Gatys et al. 2016), the means contents; together they carried
     over to images of other origin better than either, and than networks trained from scratch (docs/results.md).
@@ -25,18 +29,21 @@ def style(side: int, weights: str = "auto", dropout: float = 0.0, l2: float = 0.
     Args:
         side: of the input in px, 32 or more.
         weights: of MobileNetV2: `imagenet`, `none`, `auto` or the path of a weights file (see `pretrained.backbone`).
+        depths: MobileNetV2's blocks after which correlations are taken: 2, 4, 5, 7, 8, 9, 11, 12, 14 or 15.
         dropout: share, before the dense unit.
         l2: weight of the penalty on the dense unit's weights; without a strong one it learns the training sets by
             heart.
 
     Returns:
-        2.3 million parameters, of which 4,069 learn.
+        2.3 million parameters, of which 4,069 learn with the defaults.
     """
+    if not depths or len(set(depths)) < len(depths) or not set(depths) <= set(_BLOCKS):
+        raise StageError(f"style wants depths from {', '.join(map(str, _BLOCKS))}, each once, not {list(depths)}")
     if side < 32:
         raise StageError(f"style wants a view of at least 32 px, not {side}")
     inputs = keras.Input((side, side, 3))
     body = backbone("MobileNetV2", layers.Rescaling(1 / 127.5, offset=-1)(inputs), weights)
-    maps = [body.get_layer(name).output for name in _DEPTHS]
+    maps = [body.get_layer(f"block_{depth}_add").output for depth in depths]
     means = layers.GlobalAveragePooling2D()(body.output)
     x = layers.Concatenate(name="features")([*(Correlations()(found) for found in maps), means])
     for layer in keras.Model(inputs, x).layers:

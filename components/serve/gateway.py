@@ -83,6 +83,11 @@ class Gateway:
         handlers: Any = {HTTPException: _plain, Exception: _unexpected}
         self.app = access.with_headers(Starlette(routes=routes, exception_handlers=handlers), _HEADERS)
 
+    @property
+    def guarded(self) -> bool:
+        """Whether callers need a key."""
+        return len(self._keys) > 0
+
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """While it works."""

@@ -41,6 +41,7 @@ def server(home: Registered) -> Iterator[Serving]:
 def test_it_answers_and_says_so(server: Serving) -> None:
     said = server.log.read_text()
     assert f"version 1 is ready at {server.url}/invocations" in said
+    assert f"try: curl -s -F file=@PICTURE {server.url}/v1/check" in said
     assert server.ask(served.picture(1))[0]["model_version"] == "1"
     assert requests.get(f"{server.url}/version", timeout=60).json()["model_version"] == "1"
     assert server.metric('trueframe_model_version{version="1"}') == 1

@@ -180,6 +180,7 @@ def test_another_machine_serves_the_champion(shared: Shared, two: Project) -> No
         answer = requests.post(where, files={"file": served.picture(1)}, headers=key, timeout=60)
         [row] = answer.json()["predictions"]
         assert row["model_version"] == "1" and row["error"] is None
+        assert "try: curl -s -H 'X-API-Key: KEY' -F file=@PICTURE" in shared.said("gateway")
         said = findings(two, TRUEFRAME_GATEWAY_URL=shared.url("gateway"))["gateway"]
         assert said == f"ok {shared.url('gateway')} answers with version 1"
     finally:

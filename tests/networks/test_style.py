@@ -5,6 +5,7 @@ import pytest
 
 from components import networks
 from components.networks.features import frozen, split
+from components.stage import StageError
 
 
 def test_correlations_are_those_of_numpy() -> None:
@@ -33,3 +34,14 @@ def test_only_the_unit_on_top_learns(side: int) -> None:
     encoder, head = split(network)
     assert encoder.output.shape[1] == 276 + 496 + 2016 + 1280
     assert [tuple(v.shape) for v in head.trainable_variables] == [(4068, 1), (1,)]
+
+
+def test_depths_are_chosen() -> None:
+    network = networks.build("style", 32, {"weights": "none", "depths": [5, 12]})
+    assert split(network)[0].output.shape[1] == 496 + 96 * 95 // 2 + 1280
+
+
+@pytest.mark.parametrize("depths", [[], [3], [5, 5], ["5"]])
+def test_depths_that_do_not_exist_are_refused(depths: list[object]) -> None:
+    with pytest.raises(StageError, match=r"depths from 2, 4, 5, .* each once, not \["):
+        networks.build("style", 32, {"weights": "none", "depths": depths})
