@@ -101,7 +101,7 @@ def register(names: list[str], settings: Register, inputs: Inputs, out: Path) ->
             decision, found, why = _decide(registry, version, winner, settings, inputs)
             reasons.append(why)
             rules = [asdict(rule) for rule in found]
-            registry.client.set_model_version_tag(settings.model, version.number, _DECISION, decision)
+            registry.tag(version.number, _DECISION, decision)
     result = {
         "decision": decision,
         "reasons": reasons,
@@ -299,10 +299,10 @@ def _decide(
         _RULES: json.dumps([asdict(rule) for rule in rules]),
     }
     for key, value in tags.items():
-        registry.client.set_model_version_tag(registry.name, version.number, key, value)
+        registry.tag(version.number, key, value)
     card = (inputs.evaluations / name / "model_card.md").read_text()
     against = f"Compared with version {champion.number}, the champion then:\n\n{gate.table(rules)}"
-    registry.client.update_model_version(registry.name, version.number, f"{_description(card)}\n\n{against}")
+    registry.describe(version.number, f"{_description(card)}\n\n{against}")
     on = f"{gain.rule} {_shown(gain.candidate)} against {_shown(gain.champion)} of version {champion.number}" + (
         f" on the same {gain.why}" if gain.candidate is not None else f": {gain.why}"
     )

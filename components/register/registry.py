@@ -151,7 +151,7 @@ class Registry:
                     f'`trueframe promote {number} --force --reason "..."` promotes it all the same'
                 )
             said = f"{_now().isoformat(timespec='seconds')} {_who()}: {reason[:_REASON]} (failed: {failed})"
-            self._write("set_model_version_tag", number, OVERRULED, said)
+            self.tag(number, OVERRULED, said)
         events = self.history()
         if CHAMPION not in version.aliases:
             # The alias first: killed in between, the next look notes the move; no event tells of one that never was.
@@ -163,6 +163,14 @@ class Registry:
     def challenge(self, number: str) -> None:
         """Make a version the challenger."""
         self._write("set_registered_model_alias", CHALLENGER, number)
+
+    def tag(self, number: str, key: str, value: str) -> None:
+        """Note something on a version."""
+        self._write("set_model_version_tag", number, key, value)
+
+    def describe(self, number: str, text: str) -> None:
+        """Give a version another description."""
+        self._write("update_model_version", number, text)
 
     def rollback(self, reason: str = "") -> str:
         """Make the champion before this one the champion again, and return its number; deleted ones are skipped.
@@ -276,7 +284,7 @@ class Registry:
     def _write(self, what: str, *values: str) -> None:
         """Change something of the registered model, again where another process wrote at the same moment.
 
-        MLflow's store looks before it inserts, so of two who first set an alias at once one is told of a broken
+        MLflow's store looks before it inserts, so of two who first set an alias or tag at once one is told of a broken
         constraint; SQLite may be locked.
         """
         for wait in (*_WAITS, None):

@@ -165,11 +165,18 @@ def test_a_promotion_and_a_rollback_by_a_person(shared: Project) -> None:
     assert registered(shared).versions == [["champion"], []]
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        "create_model_version",  # neither sees the other's version before
+        "set_model_version_tag",  # both note what was decided
+    ],
+)
 def test_two_machines_register_the_same_at_once(
-    finished: Path, stores: Stores, waiting: Waiting, tmp_path: Path
+    finished: Path, stores: Stores, waiting: Waiting, tmp_path: Path, step: str
 ) -> None:
     clones = [on(stores, copied(finished, tmp_path / name), tmp_path.name) for name in ("one", "other")]
-    place = waiting.env(f"{CLIENT}.create_model_version")  # neither sees the other's version before
+    place = waiting.env(f"{CLIENT}.{step}")
     running = [
         inside(project, **place).start("python", "-m", "components.register", log="register.log") for project in clones
     ]

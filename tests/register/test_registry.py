@@ -1,5 +1,6 @@
 """The history of champions, in a real MLflow store."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,27 +89,37 @@ def test_a_promotion_that_was_killed_leaves_the_truth(tmp_path: Path, monkeypatc
     assert registry.rollback() == "2"
 
 
+@pytest.mark.parametrize(
+    ("what", "write", "seen"),
+    [
+        ("set_registered_model_alias", lambda registry: registry.challenge("1"), ["challenger"]),
+        ("set_model_version_tag", lambda registry: registry.tag("1", "decision", "champion"), {"decision": "champion"}),
+        ("update_model_version", lambda registry: registry.describe("1", "a card"), "a card"),
+    ],
+)
 def test_a_write_that_another_process_got_in_the_way_of_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, write: Callable[[Registry], None], seen: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.exceptions import MlflowException
 
-    registry = made("busy", 1, tmp_path)
+    registry = made(f"busy-{what}", 1, tmp_path)
     monkeypatch.setattr(module, "_WAITS", (0, 0))
-    write, refusals = registry.client.set_registered_model_alias, [2]
+    done, refusals, writes = getattr(registry.client, what), [2], []
 
     def busy(*values: str) -> None:
         refusals[0] -= 1
         if refusals[0] >= 0:
             raise MlflowException("UNIQUE constraint failed")
-        write(*values)
+        writes.append(done(*values))
 
-    monkeypatch.setattr(registry.client, "set_registered_model_alias", busy)
-    registry.promote("1")
-    assert champion(registry) == "1"
+    monkeypatch.setattr(registry.client, what, busy)
+    write(registry)
+    assert len(writes) == 1
+    version = registry.client.get_model_version(registry.name, "1")
+    assert [list(version.aliases), version.tags, version.description].count(seen) == 1
     refusals[0] = 9
-    with pytest.raises(StageError, match="set registered model alias failed: UNIQUE"):
-        registry.challenge("1")
+    with pytest.raises(StageError, match=f"{what.replace('_', ' ')} failed: UNIQUE"):
+        write(registry)
 
 
 def test_events_stay_in_order_whatever_the_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
