@@ -28,12 +28,20 @@ def version(asked: str | None) -> str:
 
 
 def champion() -> str | None:
-    """The champion's number, where there is one."""
-    if not tracking.begun():
+    """The champion's number, where there is one.
+
+    Raises:
+        StageError: the settings are wrong, also where nothing is registered yet.
+    """
+    begun = tracking.begun()
+    if not (begun or Path("params.yaml").exists()):
+        return None
+    model = load().register_.model
+    if not begun:
         return None
     from components.register.registry import Registry
 
-    return Registry(load().register_.model).champion()
+    return Registry(model).champion()
 
 
 def name(number: str) -> str:

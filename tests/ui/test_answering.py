@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import components
+from components import tracking
 from components.serve.files import Files
 from components.serve.reference import FOLDER
 from components.stage import StageError
@@ -40,9 +41,10 @@ def registered(project: Path, small: Files, monkeypatch: pytest.MonkeyPatch) -> 
     import mlflow
 
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")  # which sets the variable too
     try:
+        tracking.connect()  # a page that looks for a champion may come first, and both would make the tables
         mlflow.set_experiment(experiment_id=mlflow.create_experiment("e", artifact_location=str(project / "runs")))
         mlflow.pyfunc.log_model(
             name="detector",
