@@ -28,7 +28,8 @@ ANY = Familiarity(np.ones(16), np.zeros((2, 16)), np.eye(16), np.ones(16), np.fu
 
 
 def made(folder: Path, familiar: Familiarity = ANY, **fitted: object) -> Detector:
-    """A detector with an untrained network."""
+    """A detector with an untrained network, always the same one."""
+    networks.load_keras().utils.set_random_seed(7)
     networks.build("cnn", 16, {"width": 4}).save(folder / "network.keras")
     scope = {"min_side": 16, "max_side": None}
     decision = {"temperature": 1.0, "threshold": 0.5, "low": 0.4, "high": 0.6, "view": "16", "scope": scope, **fitted}
