@@ -72,9 +72,9 @@ def run(command: list[str], say: Callable[[str], None], **variables: str) -> Non
                 if remember is not None:
                     remember.append(line.strip())
 
-    errors = threading.Thread(target=follow, args=(process.stderr, last), daemon=True)
-    errors.start()
     try:
+        errors = threading.Thread(target=follow, args=(process.stderr, last), daemon=True)
+        errors.start()
         follow(process.stdout, None)
         errors.join()
         code = process.wait()

@@ -83,7 +83,7 @@ def test_a_hung_run_ends_with_all_it_started(tmp_path: Path, monkeypatch: pytest
     from flows import limits
 
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(limits.OutOfTime, match="the next run goes on") as error, limits.bounded(0.5 / 3600):
+    with pytest.raises(limits.OutOfTime, match="the next run goes on") as error, limits.bounded(3 / 3600):
         commands.run([sys.executable, "-c", "import time; print('on'); time.sleep(60)"], lambda line: None)
     state = limits.failed(error.value)
     assert state.name == "TimedOut" and state.is_failed()
