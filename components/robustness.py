@@ -2,12 +2,17 @@
 
 import hashlib
 import io
+import math
 import zlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
+
+from components.images import MAX_PIXELS
+
+_LONGEST = {"JPEG": 65_500, "WEBP": 16_383}  # px of a side, of what the formats can hold
 
 
 def jpeg(image: Image.Image, quality: float) -> Image.Image:
@@ -106,6 +111,10 @@ def draw(identities: Iterable[str], seed: int) -> np.ndarray:
 
 
 def _saved(image: Image.Image, kind: str, **options: int) -> Image.Image:
+    factor = min(_LONGEST[kind] / max(image.size), math.sqrt(MAX_PIXELS / (image.width * image.height)))
+    if factor < 1:  # a service would scale it down too
+        width, height = (max(1, int(factor * side)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return Image.open(buffer).convert("RGB")

@@ -62,7 +62,7 @@ def _steps(settings: params.Params, model: str, by: By) -> State[Any]:
     for number, group in enumerate(groups, 1):
         folder = generalisation.place(root, by, group)
         try:
-            generalisation.prepare(generalisation.fold(index, by, group), settings, model, folder)
+            generalisation.prepare(generalisation.fold(index, by, group), settings, model, ARRAYS, folder)
         except generalisation.TooFew as reason:
             skipped[group] = str(reason)
             continue

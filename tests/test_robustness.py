@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from components import robustness
+from components.images import MAX_PIXELS
 from components.robustness import GRID, Degradation
 
 Picture = Callable[..., Image.Image]
@@ -24,6 +25,15 @@ def test_the_grid_holds_what_is_promised() -> None:
     assert {"webp", "noise", "crop", "screenshot"} <= strengths.keys()
     words = {robustness.describe(d.name, d.strength) for d in GRID}
     assert len(words) == len(GRID) and "re-saved as JPEG 30" in words
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("webp", (20, 20_000)), ("screenshot", (20, 60_000)), ("screenshot", (9_500, 9_300))]
+)
+def test_what_a_format_or_we_cannot_hold_is_scaled_down(name: str, size: tuple[int, int]) -> None:
+    degradation = [entry for entry in GRID if entry.name == name][-1]
+    image = degradation(Image.new("RGB", size))
+    assert image.width * image.height <= MAX_PIXELS and max(image.size) > 9_000
 
 
 @pytest.mark.parametrize("degradation", GRID, ids=lambda d: f"{d.name}-{d.strength:g}")

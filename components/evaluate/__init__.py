@@ -128,11 +128,19 @@ def _decide(
     """The decision from the validation images, some of which are degraded, each in a way of its own.
 
     The same images, as they are and degraded, are what the detector is familiar with.
+
+    Raises:
+        StageError: too few images are degraded, so that they are all of one class.
     """
     clean = Scored(logits[held], labels[held])
     rows = index[held]
     rows = rows.sample(min(settings.degraded_images or _FAMILIAR, len(rows)), random_state=settings.seed).sort_index()
     of_rows = labels[rows.index]
+    if of_rows.all() or not of_rows.any():
+        raise StageError(
+            f"evaluate.degraded_images: {len(rows)} of the validation images, and none of them is "
+            f"{'real' if of_rows.all() else 'ai'}; raise it"
+        )
     as_it_is = np.full((len(rows), 1), robustness.NONE)
     _, features = degraded(rows, as_it_is, "validation images looked at")
     if not settings.degraded_images:

@@ -13,6 +13,7 @@ import yaml
 
 from components import page, shards, stage, tracking
 from components.params import Params
+from components.preprocess.arrays import made
 from components.stage import StageError
 
 By = Literal["generator", "source"]
@@ -78,30 +79,32 @@ def fold(index: pd.DataFrame, by: By, group: str) -> pd.DataFrame:
     return result
 
 
-def prepare(index: pd.DataFrame, settings: Params, model: str, folder: Path) -> None:
+def prepare(index: pd.DataFrame, settings: Params, model: str, arrays: Path, folder: Path) -> None:
     """Write a fold's `index.parquet` and `params.yaml`, and remove what was made from other ones.
 
     Args:
         index: of the fold.
         settings: of the whole; the robustness grid is left out.
         model: a key of `train.models`.
+        arrays: from preprocess.
         folder: of the fold.
     """
     columns = ["sha256", "shard", "row", "label", "split"]
     digest = hashlib.sha256(pd.util.hash_pandas_object(index[columns], index=False).to_numpy().tobytes())
     digest.update(settings.train.models[model].model_dump_json().encode())
-    made = {"training": digest.hexdigest(), "evaluation": settings.evaluate.model_dump_json()}
+    digest.update(json.dumps(made(arrays)).encode())
+    wanted = {"training": digest.hexdigest(), "evaluation": settings.evaluate.model_dump_json()}
     known = json.loads((folder / "fold.json").read_text()) if (folder / "fold.json").exists() else {}
-    if known.get("training") != made["training"]:
+    if known.get("training") != wanted["training"]:
         shutil.rmtree(folder, ignore_errors=True)
-    elif known != made:
+    elif known != wanted:
         shutil.rmtree(folder / "evaluation", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     index.to_parquet(folder / "index.parquet", index=False)
     plain = settings.model_dump(mode="json", by_alias=True)
     plain["evaluate"]["robustness_images"] = 0
     (folder / "params.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
-    stage.replace(folder / "fold.json", lambda path: path.write_text(json.dumps(made)))
+    stage.replace(folder / "fold.json", lambda path: path.write_text(json.dumps(wanted)))
 
 
 def place(root: Path, by: By, group: str) -> Path:

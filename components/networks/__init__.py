@@ -41,6 +41,15 @@ def register(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return remember
 
 
+def options_of(name: str) -> list[str]:
+    """The settings of a network.
+
+    Raises:
+        StageError: no such network.
+    """
+    return list(signature(_builder(name)).parameters)[1:]
+
+
 def build(name: str, side: int, options: dict[str, Any]) -> Any:
     """A new network.
 
@@ -55,12 +64,8 @@ def build(name: str, side: int, options: dict[str, Any]) -> Any:
     Raises:
         StageError: no such network, or an option that it doesn't have.
     """
-    if name not in _MODULES:
-        raise StageError(f"no network is called {name!r}; there are {', '.join(names())}")
-    load_keras()
-    import_module(f"{__name__}.{_MODULES[name]}")
-    builder = _BUILDERS[name]
-    known = list(signature(builder).parameters)[1:]
+    builder = _builder(name)
+    known = options_of(name)
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise StageError(f"network {name} has no option {unknown[0]!r}; it has {', '.join(known)}")
@@ -83,7 +88,7 @@ def unfreeze(network: Any, from_layer: int | None) -> None:
         raise StageError(f"network {network.name} has no layer called `features`, so no part of it can be frozen")
     end = names.index("features")
     for number, layer in enumerate(network.layers):
-        new = number > end or getattr(layer, "from_scratch", False)
+        new = number > end or hasattr(layer, "from_scratch")
         layer.trainable = new or (from_layer is not None and number >= from_layer)
 
 
@@ -126,7 +131,8 @@ def mirrored(network: Any) -> Any:
     body = keras.Model(network.input, pooling.input, name="body")
     pixels = keras.Input(network.input_shape[1:])
     turned = keras.ops.flip(body(keras.ops.flip(pixels, axis=2)), axis=2)
-    x = pooling(keras.layers.Average()([body(pixels), turned]))
+    average = keras.layers.Average(dtype=pooling.dtype_policy)  # in whatever the network itself computes in
+    x = pooling(average([body(pixels), turned]))
     for layer in network.layers[network.layers.index(pooling) + 1 :]:
         x = layer(x)
     return keras.Model(pixels, x, name=network.name)
@@ -154,6 +160,14 @@ def load_keras() -> Any:
 
             tf.config.list_physical_devices()
     return keras
+
+
+def _builder(name: str) -> Callable[..., Any]:
+    if name not in _MODULES:
+        raise StageError(f"no network is called {name!r}; there are {', '.join(names())}")
+    load_keras()
+    import_module(f"{__name__}.{_MODULES[name]}")
+    return _BUILDERS[name]
 
 
 @contextmanager

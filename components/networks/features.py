@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from components import images, networks, parallel, stage
+from components.preprocess.arrays import MADE, made
 
 _BLOCK = 64
-_MADE = "made.json"
 
 
 def frozen(network: Any) -> bool:
@@ -34,7 +34,7 @@ def split(network: Any) -> tuple[Any, Any]:
     return keras.Model(network.inputs, features.output), keras.Model(inputs, x)
 
 
-def update(encoder: Any, shards: list[str], arrays: Path, view: str, out: Path) -> str:
+def update(encoder: Any, shards: list[str], arrays: Path, view: str, precision: str, out: Path) -> str:
     """Compute the features of the shards that have none yet, and remove those whose pixels are gone.
 
     Args:
@@ -42,19 +42,20 @@ def update(encoder: Any, shards: list[str], arrays: Path, view: str, out: Path) 
         shards: names, as in the index.
         arrays: from preprocess.
         view: what the encoder sees.
+        precision: what `use_precision` said: features in bfloat16 are others than those in float32.
         out: folder of all features: `<view>+<fingerprint>/<shard>.npy`, float32, shape (images, d), or
-            (images, crops, d) for a view of several crops. The fingerprint is that of the encoder's layers and weights
-            and of the way from bytes to pixels.
+            (images, crops, d) for a view of several crops. The fingerprint is that of the encoder's layers and weights,
+            of the precision and of the way from bytes to pixels.
 
     Returns:
         `<view>+<fingerprint>`.
     """
-    made, sizes = _pixels(arrays, view)
-    folder = out / f"{view}+{_fingerprint(encoder, made)}"
+    sizes = _sizes(arrays, view)
+    folder = out / f"{view}+{_fingerprint(encoder, made(arrays), precision)}"
     # Those of other shards stay as long as their pixels are here: another training may want them.
     here = {
         shard: size
-        for shard, size in _read(folder / _MADE).items()
+        for shard, size in _read(folder / MADE).items()
         if sizes.get(shard) == size and (folder / f"{shard}.npy").exists()
     }
     for path in folder.rglob("*.npy"):
@@ -66,7 +67,7 @@ def update(encoder: Any, shards: list[str], arrays: Path, view: str, out: Path) 
         found = _encoded(encoder, pixels, len(images.view_shape(view)) == 4, progress)
         stage.replace(folder / f"{shard}.npy", lambda path, found=found: np.save(path, found))  # type: ignore[misc]
         here[shard] = sizes.get(shard)
-        stage.replace(folder / _MADE, lambda path: path.write_text(json.dumps(here, indent=1)))
+        stage.replace(folder / MADE, lambda path: path.write_text(json.dumps(here, indent=1)))
     return folder.name
 
 
@@ -85,25 +86,23 @@ def _encoded(encoder: Any, pixels: np.ndarray, crops: bool, progress: parallel.P
     return features
 
 
-def _fingerprint(encoder: Any, made: Any) -> str:
+def _fingerprint(encoder: Any, made: Any, precision: str) -> str:
     """Equal for encoders that give the same features; the numbers in automatic names differ between processes."""
     keras = networks.load_keras()
     digest = hashlib.sha256(re.sub(r'_\d+"', '"', encoder.to_json()).encode())
     for variable in encoder.variables:
         digest.update(keras.ops.convert_to_numpy(variable).tobytes())
-    digest.update(json.dumps(made).encode())
+    digest.update(json.dumps([made, precision]).encode())
     return digest.hexdigest()[:16]
 
 
-def _pixels(arrays: Path, view: str) -> tuple[Any, dict[str, int]]:
-    """How preprocess made the arrays, and from shards of which size those of a view."""
-    known = _read(arrays / _MADE)
-    sizes = {
+def _sizes(arrays: Path, view: str) -> dict[str, int]:
+    """From shards of which size preprocess made the arrays of a view."""
+    return {
         name.removeprefix(f"{view}/"): size
-        for name, size in known.get("shards", {}).items()
+        for name, size in _read(arrays / MADE).get("shards", {}).items()
         if name.startswith(f"{view}/")
     }
-    return (known.get("maker"), known.get("equalise")), sizes
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from keras import layers
 
 from components import networks
 from components.networks import register
+from components.networks.pretrained import check_learned
 from components.stage import StageError
 
 
@@ -49,8 +50,11 @@ def foundation(
         inputs, x = _of_file(Path(encoder), side)
     else:
         inputs, x = _of_preset(encoder, side)
-    x = _pooled(x, pooling, encoder)
+    if not any(layer.name == "features" for layer in keras.Model(inputs, x).layers):
+        x = _pooled(x, pooling, encoder)
     end = keras.Model(inputs, x)
+    if frozen:
+        check_learned(end, f"foundation's encoder {encoder}")
     for layer in end.layers:
         layer.trainable = not frozen
     if dense:
@@ -60,18 +64,20 @@ def foundation(
 
 
 def _of_network(network: Any, name: str) -> tuple[Any, Any]:
-    """Its input, and what its layer `features` pools; the end of a network that has none."""
+    """Its input, and what its layer `features` pools, or its output where it joins several; else the network's end."""
     if network.inputs[0].dtype not in ("float32", "bfloat16", "float16") or len(network.inputs) > 1:
         raise StageError(f"foundation: {name} isn't made for one image of numbers from 0 to 255")
     pooled = [layer for layer in network.layers if layer.name == "features"]
-    return network.input, pooled[0].input if pooled else network.output
+    if not pooled:
+        return network.input, network.output
+    return network.input, pooled[0].output if isinstance(pooled[0].input, list) else pooled[0].input
 
 
 def _of_file(path: Path, side: int) -> tuple[Any, Any]:
     if not path.is_file():
         raise StageError(f"{path}: no such encoder")
     try:
-        network = keras.models.load_model(path, compile=False)
+        network = networks.load(path)
     except (ValueError, TypeError, OSError) as error:
         raise StageError(f"{path}: no network that Keras can load: {str(error).splitlines()[0]}") from None
     if network.input_shape[1:] not in [(side, side, 3), (None, None, 3)]:

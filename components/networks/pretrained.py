@@ -6,7 +6,12 @@ from typing import Any
 import keras
 from keras import layers
 
+import components
+from components import networks
 from components.stage import StageError
+
+# The reference detector is made of MobileNetV2 with its ImageNet weights.
+_HERE = {"MobileNetV2": Path(components.__file__).parents[1] / "models/photo/network.keras"}
 
 
 def backbone(builder: str, x: Any, weights: str, **options: Any) -> Any:
@@ -16,7 +21,7 @@ def backbone(builder: str, x: Any, weights: str, **options: Any) -> Any:
         builder: its name in `keras.applications`.
         x: what it sees, shape (n, side, side, 3), in the range that it was made for.
         weights: `imagenet` from Keras' own download, `none`, the path of a weights file, or `auto`: ImageNet where
-            it can be fetched, from scratch otherwise.
+            it can be fetched or the repository holds it (MobileNetV2's, rounded), from scratch otherwise.
         options: further arguments of the builder.
 
     Returns:
@@ -30,7 +35,7 @@ def backbone(builder: str, x: Any, weights: str, **options: Any) -> Any:
         return getattr(keras.applications, builder)(include_top=False, weights=source, input_tensor=x, **options)
 
     if weights == "none":
-        return _from_scratch(build(None))
+        return _from_scratch(build(None), weights)
     if weights in ("imagenet", "auto"):
         try:
             return build("imagenet")
@@ -40,8 +45,12 @@ def backbone(builder: str, x: Any, weights: str, **options: Any) -> Any:
                     f"the ImageNet weights of {builder} can't be fetched ({error}); "
                     "set weights to none, or to the path of a file"
                 ) from None
+            found = build(None)
+            if _take_from_here(found, builder):
+                print(f"the ImageNet weights of {builder} can't be fetched here; taking models/photo's", flush=True)
+                return found
             print(f"the ImageNet weights of {builder} can't be fetched here; training from scratch", flush=True)
-            return _from_scratch(build(None))
+            return _from_scratch(found, weights)
     if not Path(weights).is_file():
         raise StageError(f"{weights}: no such weights file; weights is imagenet, none, auto or a path")
     found = build(None)
@@ -52,9 +61,32 @@ def backbone(builder: str, x: Any, weights: str, **options: Any) -> Any:
     return found
 
 
-def _from_scratch(found: Any) -> Any:
+def check_learned(backbone: Any, what: str) -> None:
+    """Make sure that a model which stays as it is has learned something elsewhere.
+
+    Raises:
+        StageError: its weights couldn't be had. (Where `none` were asked for, it is as it should be.)
+    """
+    if any(getattr(layer, "from_scratch", None) == "auto" for layer in backbone.layers):
+        raise StageError(f"{what} stays as it is, and its weights can't be fetched here; give `weights` a file of them")
+
+
+def _take_from_here(found: Any, builder: str) -> bool:
+    """Give a network of Keras the weights that the repository holds, if they are its."""
+    if builder not in _HERE or not _HERE[builder].is_file():
+        return False
+    there = {layer.name: layer.get_weights() for layer in networks.load(_HERE[builder]).layers}
+    learning = [layer for layer in found.layers if layer.weights]
+    if any([w.shape for w in there.get(x.name, [])] != [tuple(w.shape) for w in x.weights] for x in learning):
+        return False  # narrower, say
+    for layer in learning:
+        layer.set_weights(there[layer.name])
+    return True
+
+
+def _from_scratch(found: Any, weights: str) -> Any:
     for layer in found.layers:
-        layer.from_scratch = True  # so that nobody freezes what has learned nothing yet
+        layer.from_scratch = weights  # so that nobody freezes what has learned nothing yet
         if isinstance(layer, layers.BatchNormalization):
             # Keras' momentum of 0.99 is made for ImageNet; over few steps the averages would lag far behind.
             layer.momentum = 0.9

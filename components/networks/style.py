@@ -8,7 +8,7 @@ from keras import layers
 
 from components.networks import register
 from components.networks.layers import Clip, Correlations
-from components.networks.pretrained import backbone
+from components.networks.pretrained import backbone, check_learned
 from components.stage import StageError
 
 # Blocks with a shortcut, whose sum is a feature map.
@@ -43,6 +43,7 @@ def style(
         raise StageError(f"style wants a view of at least 32 px, not {side}")
     inputs = keras.Input((side, side, 3))
     body = backbone("MobileNetV2", layers.Rescaling(1 / 127.5, offset=-1)(inputs), weights)
+    check_learned(body, "style's MobileNetV2")
     maps = [body.get_layer(f"block_{depth}_add").output for depth in depths]
     means = layers.GlobalAveragePooling2D()(body.output)
     x = layers.Concatenate(name="features")([*(Correlations()(found) for found in maps), means])

@@ -164,6 +164,15 @@ def succeed(out: Path, old: str, new: str, size: int | None) -> None:
     _remember(out, known["shards"], known["equalise"])
 
 
+def made(out: Path) -> tuple[Any, Any]:
+    """The way from bytes to pixels that arrays were made by; what is made from arrays of another is another."""
+    try:
+        known = json.loads((out / MADE).read_text())
+    except FileNotFoundError:
+        known = {}
+    return known.get("maker"), known.get("equalise")
+
+
 def _file(out: Path, name: str) -> Path:
     return out / f"{name}.npy"
 

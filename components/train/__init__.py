@@ -15,6 +15,7 @@ import pandas as pd
 
 from components import images, networks, stage, tracking
 from components.params import Augment, Model, Unfreeze
+from components.preprocess.arrays import made
 from components.stage import StageError
 from components.train import distribution
 from components.train.distribution import Team
@@ -67,7 +68,7 @@ def train(
     index = pd.read_parquet(index_path)
     index = index[index["split"].isin(["train", "validation"])]
     _check_classes(name, index)
-    fingerprint = _fingerprint(model, index)
+    fingerprint = _fingerprint(model, index, arrays)
     folder = checkpoints / name / fingerprint
     if team.number:
         agreed = _agree(name, team, fingerprint, State(""))
@@ -139,7 +140,8 @@ def _fit(
         return network
 
     keras.utils.set_random_seed(model.seed)
-    say(use_precision(model.precision))
+    precision = use_precision(model.precision)
+    say(precision)
     network = build()
     if model.mirror:
         networks.mirrored(network)  # or it would fail after the training
@@ -154,7 +156,7 @@ def _fit(
         say("its encoder is frozen: features are computed once an image, without augmentation")
         encoder, alone = features.split(network)
         kept = arrays.with_name("features")
-        arrays, view = kept, features.update(encoder, sorted(index["shard"].unique()), arrays, view, kept)
+        arrays, view = kept, features.update(encoder, sorted(index["shard"].unique()), arrays, view, precision, kept)
         model = model.model_copy(update={"augment": Augment(flip=False, shift=0)})
     # `alone` is this process's own; `fitted` is the same one, or its twin on all devices.
     fitted = team.twin(alone, build)
@@ -316,13 +318,14 @@ def _resume(folder: Path) -> State | None:
         return None
 
 
-def _fingerprint(model: Model, index: pd.DataFrame) -> str:
+def _fingerprint(model: Model, index: pd.DataFrame, arrays: Path) -> str:
     """Two trainings with the same fingerprint give the same network."""
     keras = networks.load_keras()
 
     rows = index[["sha256", "shard", "row", "label", "split"]]
     digest = hashlib.sha256(pd.util.hash_pandas_object(rows, index=False).to_numpy().tobytes())
     digest.update(f"{model.model_dump_json()} {keras.backend.backend()} {keras.__version__}".encode())
+    digest.update(json.dumps(made(arrays)).encode())
     if model.start and Path(model.start).is_file():
         digest.update(Path(model.start).read_bytes())
     return digest.hexdigest()[:16]

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from pydantic import ValidationError
 
 from components import networks, params, stage, tracking
 from components.params import Model, Range, Tune
+from components.preprocess.arrays import made
 from components.stage import StageError
 from components.train import State, train
 
 BEST = "best.json"
 _RUN = "mlflow_run_id"
 _REASON = "reason"
+_START = "start"  # of the trial of what params.yaml says
+_OWNER = "owner"
 
 
 def tune(name: str, model: Model, settings: Tune, index: Path, arrays: Path, folder: Path) -> dict[str, Any]:
@@ -28,7 +32,7 @@ def tune(name: str, model: Model, settings: Tune, index: Path, arrays: Path, fol
 
     Args:
         name: of the candidate.
-        model: its settings, from which the search starts: they are the first trial.
+        model: its settings, from which the search starts: they are the first trial, inside the space or not.
         settings: the section `tune`.
         index: from preprocess.
         arrays: from preprocess.
@@ -39,25 +43,28 @@ def tune(name: str, model: Model, settings: Tune, index: Path, arrays: Path, fol
         were `finished`, `pruned` and `failed`.
 
     Raises:
-        StageError: the space names a setting that doesn't exist, or no trial came to an end.
+        StageError: the space names a setting that doesn't exist or changes nothing, or no trial came to an end.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    start = {key: _at(model, key) for key in settings.space}
+    settings = settings.model_copy(update={"space": _space(model, settings)})
     for key, choices in settings.space.items():
         for value in (choices.low, choices.high) if isinstance(choices, Range) else choices:
             _with(model, {key: value})
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=settings.storage or f"sqlite:///{folder / 'study.db'}",
-        study_name=f"{name}-{_fingerprint(model, settings, index)}",
+        study_name=f"{name}-{_fingerprint(model, settings, index, arrays)}",
         sampler=optuna.samplers.TPESampler(seed=settings.seed, n_startup_trials=min(8, max(2, settings.trials // 3))),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
         load_if_exists=True,
     )
     if not study.trials:
-        study.enqueue_trial({key: value for key, value in start.items() if _inside(value, settings.space[key])})
+        study.enqueue_trial(
+            {key: _at(model, key) for key, choices in settings.space.items() if _inside(_at(model, key), choices)},
+            user_attrs={_START: True},
+        )
     mlflow = tracking.connect()
     run_id = tracking.active(mlflow, study.user_attrs.get(_RUN))
     with mlflow.start_run(run_id=run_id, run_name=None if run_id else f"tune {name}") as run:
@@ -65,9 +72,10 @@ def tune(name: str, model: Model, settings: Tune, index: Path, arrays: Path, fol
             study.set_user_attr(_RUN, run.info.run_id)
             mlflow.set_tags({"stage": "tune", **tracking.lineage()})
             mlflow.log_params({"model": name})
-        _take_up(study)
+        owner = f"{socket.gethostname()} {folder.resolve()}"
+        _take_up(study, None if settings.storage is None else owner)
         while sum(t.state.is_finished() for t in study.trials) < settings.trials + _requeued(study):
-            _trial(study, name, model, settings, index, arrays, folder)
+            _trial(study, owner, name, model, settings, index, arrays, folder)
         best = _result(study)
         _write(study, best, folder)
         mlflow.log_metric("val_loss", best["val_loss"])
@@ -78,15 +86,23 @@ def tune(name: str, model: Model, settings: Tune, index: Path, arrays: Path, fol
     return best
 
 
-def _trial(study: Any, name: str, model: Model, settings: Tune, index: Path, arrays: Path, folder: Path) -> None:
+def _trial(
+    study: Any, owner: str, name: str, model: Model, settings: Tune, index: Path, arrays: Path, folder: Path
+) -> None:
     from optuna.trial import TrialState
 
     trial = study.ask()
-    values = {key: _suggest(trial, key, choices) for key, choices in settings.space.items()}
+    trial.set_user_attr(_OWNER, owner)
+    start = _START in trial.user_attrs  # of which what lies outside of the space stays as it is
+    values = {
+        key: _suggest(trial, key, choices)
+        for key, choices in settings.space.items()
+        if not start or _inside(_at(model, key), choices)
+    }
     shown = ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
     )
-    print(f"trial {trial.number}: {shown}", flush=True)
+    print(f"trial {trial.number}: {'what params.yaml says' if start else shown}", flush=True)
     pruned = False
 
     def stop(state: State) -> bool:
@@ -112,15 +128,23 @@ def _trial(study: Any, name: str, model: Model, settings: Tune, index: Path, arr
     print(f"trial {trial.number} {'pruned' if pruned else 'done'}: validation loss {loss:.4f}", flush=True)
 
 
-def _take_up(study: Any) -> None:
-    """Queue again what a killed process left running; its training has its checkpoints."""
+def _take_up(study: Any, owner: str | None) -> None:
+    """Queue again what a killed process left running; its training has its checkpoints.
+
+    Args:
+        study: it may hold trials that are at work elsewhere.
+        owner: of the trials that were left here; null where all were.
+    """
     from optuna.trial import TrialState
 
     for trial in study.get_trials(states=[TrialState.RUNNING]):
+        if owner not in (None, trial.user_attrs.get(_OWNER)):
+            continue
         study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:
+        start = {_START: True} if _START in trial.user_attrs else {}
+        if trial.params or start:
             print(f"trial {trial.number} was interrupted and is taken up again", flush=True)
-            study.enqueue_trial(trial.params, user_attrs={"continues": trial.number})
+            study.enqueue_trial(trial.params, user_attrs={"continues": trial.number, **start})
 
 
 def _requeued(study: Any) -> int:
@@ -177,11 +201,30 @@ def _with(model: Model, values: dict[str, Any]) -> Model:
         raise StageError(f"tune.space: {where} can't be {first['input']!r}: {first['msg'].lower()}") from None
 
 
-def _fingerprint(model: Model, settings: Tune, index: Path) -> str:
+def _space(model: Model, settings: Tune) -> dict[str, Range | list[Any]]:
+    """The space; of the default one, what the candidate has.
+
+    Raises:
+        StageError: a setting that was asked for changes nothing, or the network has none of its name.
+    """
+    options = networks.options_of(model.network)
+    absent = {key for key in settings.space if key.startswith("options.") and key.split(".")[1] not in options}
+    idle = {"learning_rate"} & settings.space.keys() if model.freeze else set()
+    if "space" not in settings.model_fields_set:
+        return {key: choices for key, choices in settings.space.items() if key not in absent | idle}
+    for key in absent:
+        raise StageError(f"tune.space: {model.network} has no {key}; its options are {', '.join(options)}")
+    for key in idle:
+        raise StageError(f"tune.space: {key} changes nothing, as each phase of `freeze` has its own")
+    return settings.space
+
+
+def _fingerprint(model: Model, settings: Tune, index: Path, arrays: Path) -> str:
     """The same for searches whose trials can be compared."""
     rows = pd.read_parquet(index, columns=["sha256", "label", "split"])
     digest = hashlib.sha256(pd.util.hash_pandas_object(rows, index=False).to_numpy().tobytes())
     digest.update(f"{model.model_dump_json()} {settings.model_dump_json(include={'space', 'seed'})}".encode())
+    digest.update(json.dumps(made(arrays)).encode())
     return digest.hexdigest()[:12]
 
 

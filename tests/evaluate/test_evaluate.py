@@ -179,6 +179,11 @@ def test_the_degraded_scores_are_kept_for_each_image(root: Path) -> None:
     assert set(after["sha256"]) <= set(test["sha256"])
 
 
+def test_too_few_degraded_images_are_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"degraded_images: 1 of the validation images, and none of them is (ai|real)"):
+        judge(root, "whole", ["whole"], tmp_path, SETTINGS.model_copy(update={"degraded_images": 1}))
+
+
 def test_without_degraded_images_the_grid_is_left_out(root: Path, tmp_path: Path) -> None:
     plain = SETTINGS.model_copy(update={"robustness_images": 0, "degraded_images": 0})
     metrics = judge(root, "whole", ["whole"], tmp_path, plain)

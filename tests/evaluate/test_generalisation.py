@@ -100,20 +100,26 @@ def test_a_fold_is_kept_until_what_it_was_made_from_changes(tmp_path: Path) -> N
             "evaluate": {},
         }
     )
-    folder = generalisation.place(tmp_path, "generator", "a/b c")
+    arrays, folder = tmp_path / "arrays", generalisation.place(tmp_path, "generator", "a/b c")
     assert folder.parent == tmp_path / "generator" and folder != generalisation.place(tmp_path, "generator", "a/b_c")
     fold = generalisation.fold(index(), "generator", "y")
-    generalisation.prepare(fold, settings, "m", folder)
+    generalisation.prepare(fold, settings, "m", arrays, folder)
     kept = [folder / "models/m/training.json", folder / "evaluation/metrics.json"]
     for file in kept:
         file.parent.mkdir(parents=True)
         file.write_text("{}")
 
-    generalisation.prepare(fold, settings, "m", folder)
+    generalisation.prepare(fold, settings, "m", arrays, folder)
     assert all(file.exists() for file in kept)
     judged = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"target_error": 0.1})})
-    generalisation.prepare(fold, judged, "m", folder)
+    generalisation.prepare(fold, judged, "m", arrays, folder)
     assert [file.exists() for file in kept] == [True, False], "judged again, not trained again"
-    generalisation.prepare(fold.iloc[1:], judged, "m", folder)
+    generalisation.prepare(fold.iloc[1:], judged, "m", arrays, folder)
     assert not any(file.exists() for file in kept)
+    kept[0].parent.mkdir(parents=True)
+    kept[0].write_text("{}")
+    arrays.mkdir()
+    (arrays / "made.json").write_text(json.dumps({"maker": "this", "equalise": {"quality": 90}}))
+    generalisation.prepare(fold.iloc[1:], judged, "m", arrays, folder)
+    assert not kept[0].exists(), "trained on other pixels"
     assert json.loads((folder / "fold.json").read_text()).keys() == {"training", "evaluation"}

@@ -87,10 +87,17 @@ def deploy(project: Project, entrypoint: str) -> str:
     document = yaml.safe_load(path.read_text())
     [found] = [each for each in document["deployments"] if each["entrypoint"] == entrypoint]
     assert found["schedules"], "it runs by itself"
-    soon = (datetime.now(UTC) + timedelta(seconds=10)).isoformat()
-    found["schedules"] = [{"interval": 86400, "anchor_date": soon, "timezone": "UTC"}]
-    path.with_name("soon.yaml").write_text(yaml.safe_dump({**document, "deployments": [found]}))
-    project.ok("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "soon.yaml")
+
+    def to_server(*schedules: dict[str, Any]) -> float:
+        start, found["schedules"] = time.monotonic(), list(schedules)
+        path.with_name("soon.yaml").write_text(yaml.safe_dump({**document, "deployments": [found]}))
+        project.ok("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "soon.yaml")
+        return time.monotonic() - start
+
+    # The server has to know of it some seconds before, or the first run would be tomorrow's.
+    lead = timedelta(seconds=10 + 2 * to_server())
+    begin = (datetime.now(UTC) + lead).isoformat()
+    to_server({"interval": 86400, "anchor_date": begin, "timezone": "UTC"})
     flow = entrypoint.rpartition(":")[2]
     return f"{flow}/{found['name']}"
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from components.networks import features
 from components.networks.inference import Scorer
 from components.stage import StageError
 
+ROOT = Path(__file__).parents[2]
 SIDE = 16
 OPTIONS: dict[str, Any] = {"encoder": "cnn", "encoder_options": {"width": 4, "blocks": 2}}
 
@@ -78,7 +81,7 @@ def test_encoder_and_head_are_the_network() -> None:
 def test_only_new_shards_are_computed(arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encoder, _ = features.split(foundation())
     out = tmp_path / "features"
-    view = features.update(encoder, ["one/a-00000", "two/b-00000"], arrays, "16", out)
+    view = features.update(encoder, ["one/a-00000", "two/b-00000"], arrays, "16", "float32", out)
     assert view.startswith("16+")
     before = times(out / view)
     assert set(before) == {"one/a-00000.npy", "two/b-00000.npy"}
@@ -86,20 +89,20 @@ def test_only_new_shards_are_computed(arrays: Path, tmp_path: Path, capsys: pyte
     np.testing.assert_allclose(found, encoder.predict(pixels(5, seed=1), verbose=0), rtol=1e-5, atol=1e-6)
 
     add(arrays, "two/c-00000", pixels(3, seed=2))
-    again = features.update(encoder, ["one/a-00000", "two/b-00000", "two/c-00000"], arrays, "16", out)
+    again = features.update(encoder, ["one/a-00000", "two/b-00000", "two/c-00000"], arrays, "16", "float32", out)
     assert again == view
     after = times(out / view)
     assert after.keys() - before.keys() == {"two/c-00000.npy"}
     assert {name: after[name] for name in before} == before
 
     # A training on some shards alone leaves the others'.
-    features.update(encoder, ["two/c-00000"], arrays, "16", out)
+    features.update(encoder, ["two/c-00000"], arrays, "16", "float32", out)
     assert times(out / view) == after
 
     # Another shard under a known name, and one that is gone.
     add(arrays, "one/a-00000", pixels(4, seed=3))
     remove(arrays, "two/b-00000")
-    features.update(encoder, ["one/a-00000", "two/c-00000"], arrays, "16", out)
+    features.update(encoder, ["one/a-00000", "two/c-00000"], arrays, "16", "float32", out)
     last = times(out / view)
     assert set(last) == {"one/a-00000.npy", "two/c-00000.npy"}
     assert last["two/c-00000.npy"] == after["two/c-00000.npy"]
@@ -110,20 +113,21 @@ def test_of_several_crops_each_has_its_features(tmp_path: Path) -> None:
     encoder, _ = features.split(foundation())
     crops = pixels(6).reshape(2, 3, SIDE, SIDE, 3)
     add(tmp_path / "arrays", "one/a-00000", crops, "crop-16x3")
-    view = features.update(encoder, ["one/a-00000"], tmp_path / "arrays", "crop-16x3", tmp_path / "features")
+    view = features.update(encoder, ["one/a-00000"], tmp_path / "arrays", "crop-16x3", "float32", tmp_path / "features")
     found = np.load(tmp_path / "features" / view / "one/a-00000.npy")
     wanted = encoder.predict(pixels(6), verbose=0).reshape(2, 3, -1)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_features_belong_to_an_encoder_and_a_way_to_its_pixels(arrays: Path, tmp_path: Path) -> None:
-    def place(network: Any) -> str:
+    def place(network: Any, precision: str = "float32") -> str:
         encoder, _ = features.split(network)
-        return features.update(encoder, ["one/a-00000"], arrays, "16", tmp_path / "features")
+        return features.update(encoder, ["one/a-00000"], arrays, "16", precision, tmp_path / "features")
 
     first = place(foundation())
     assert place(foundation(dense=3, dropout=0.5)) == first, "another head has the same features"
     assert place(foundation(seed=1)) != first, "other weights have others"
+    assert place(foundation(), "bfloat16") != first, "and so has another precision"
     foundation().save(tmp_path / "saved.keras")
     read = networks.load_keras().models.load_model(tmp_path / "saved.keras", compile=False)
     assert place(read) == first, "a saved network has the same"
@@ -141,6 +145,31 @@ def test_a_file_is_an_encoder(tmp_path: Path) -> None:
         networks.build("foundation", 32, {"encoder": str(tmp_path / "cnn.keras")})
     with pytest.raises(StageError, match=r"none\.keras: no such encoder"):
         networks.build("foundation", SIDE, {"encoder": str(tmp_path / "none.keras")})
+
+
+def test_a_network_that_joins_features_is_an_encoder(tmp_path: Path) -> None:
+    style = networks.build("style", 32, {"weights": "none"})
+    style.save(tmp_path / "style.keras")
+    code = (
+        "import sys\nfrom components import networks\n"
+        "print(networks.build('foundation', 32, {'encoder': sys.argv[1]}).get_layer('features').output.shape[1])"
+    )  # in a process that knows no layers of ours yet
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "style.keras")], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.split()[-1:] == ["4068"], done.stderr[-2000:]
+    network = networks.build("foundation", 32, {"encoder": "style", "encoder_options": {"weights": "none"}})
+    assert features.frozen(network) and features.split(network)[0].output.shape[1] == 4068
+
+
+def test_a_fine_tuned_encoder_learns(tmp_path: Path) -> None:
+    network = foundation(frozen=False)
+    assert not features.frozen(network)
+    encoder, _ = features.split(network)
+    before = [weight.copy() for weight in encoder.get_weights()]
+    network.compile("sgd", "mse")
+    network.fit(pixels(4), np.ones((4, 1)), verbose=0)
+    assert any((a != b).any() for a, b in zip(before, encoder.get_weights(), strict=True))
 
 
 def test_wrong_settings_say_what_there_is() -> None:

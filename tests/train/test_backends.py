@@ -24,7 +24,7 @@ from components.train import train
 index, arrays, out, precision = sys.argv[1:]
 model = Model(
     network="cnn", view="16", options={"width": 4, "blocks": 2}, epochs=2, batch_size=20, learning_rate=0.01,
-    augment=Augment(jpeg=0.2), precision=precision,
+    augment=Augment(jpeg=0.2), precision=precision, mirror=True,
 )
 train("tiny", model, Path(index), Path(arrays), Path(out, "checkpoints"), Path(out))
 pixels = np.load(Path(arrays, "16/one/a-00000.npy"))

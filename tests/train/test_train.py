@@ -1,5 +1,6 @@
 """Training on real, tiny arrays. Killing and resuming stands in tests/live."""
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,23 @@ def test_it_learns_and_writes_what_it_says(arrays: tuple[Path, Path], tmp_path: 
     assert history["val_balanced_accuracy"].max() > 0.9
     assert {p.name for p in out.iterdir()} == {"network.keras", "history.csv", "training.json"}
     assert not (tmp_path / "checkpoints/tiny").exists(), "checkpoints of a finished training are removed"
+
+
+def test_on_other_pixels_a_training_begins_anew(
+    arrays: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(state: State) -> bool:
+        raise KeyboardInterrupt
+
+    def begin(equalise: object) -> str:
+        (arrays[1] / "made.json").write_text(json.dumps({"maker": "this", "equalise": equalise, "shards": {}}))
+        with pytest.raises(KeyboardInterrupt):
+            train("tiny", MODEL, *arrays, tmp_path / "checkpoints", tmp_path / "out", stop=interrupt)
+        return capsys.readouterr().out
+
+    begin(None)
+    assert "taken up again after epoch 1" in begin(None)
+    assert "taken up again" not in begin({"side": 16, "quality": 90})
 
 
 def test_two_trainings_give_the_same_network(arrays: tuple[Path, Path], tmp_path: Path) -> None:

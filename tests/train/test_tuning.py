@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from components.params import Model, Range, Tune
+from components.params import Model, Range, Tune, Unfreeze
 from components.stage import StageError
-from components.train import tuning
+from components.train import train, tuning
 
 MODEL = Model(network="cnn", view="16", options={"width": 4, "blocks": 2}, epochs=2, batch_size=32)
 SPACE = {"learning_rate": Range(low=1e-4, high=0.05, log=True), "options.width": [4, 8]}
@@ -72,6 +72,42 @@ def test_a_setting_that_does_not_exist_is_named(
 ) -> None:
     with pytest.raises(StageError, match=said):
         search(arrays, tmp_path, 1, **space)
+
+
+def test_the_first_trial_is_what_params_yaml_says(arrays: tuple[Path, Path], tmp_path: Path) -> None:
+    """Outside of the space too, so that a search can't end with something worse."""
+    best = search(arrays, tmp_path, 1, learning_rate=[1e-9], **{"options.width": [4, 8]})
+    assert best["values"] == {"options.width": 4}
+    plain = tmp_path / "plain"
+    train("tiny", MODEL, *arrays, plain / "checkpoints", plain)
+    assert pd.read_csv(plain / "history.csv")["val_loss"].min() == pytest.approx(best["val_loss"])
+
+
+def test_of_the_usual_space_a_candidate_searches_what_it_has(arrays: tuple[Path, Path], tmp_path: Path) -> None:
+    seed = Model(network="seed-cnn32", view="16", freeze=[Unfreeze(epochs=1, learning_rate=0.001)])
+    best = tuning.tune("tiny", seed, Tune(trials=3), *arrays, tmp_path)
+    assert best["failed"] == 0
+    trials = pd.read_csv(tmp_path / "trials.csv")
+    assert {name for name in trials.columns if name.startswith("params_")} == {
+        "params_weight_decay",
+        "params_label_smoothing",
+    }
+    with pytest.raises(StageError, match="learning_rate changes nothing"):
+        tuning.tune("tiny", seed, Tune(space={"learning_rate": [0.1]}), *arrays, tmp_path)
+
+
+def test_a_trial_at_work_on_another_machine_is_left_alone(arrays: tuple[Path, Path], tmp_path: Path) -> None:
+    import optuna
+
+    shared = Tune(trials=1, space=SPACE, storage=f"sqlite:///{tmp_path}/shared.db")
+    tuning.tune("tiny", MODEL, shared, *arrays, tmp_path / "one")
+    [name] = optuna.get_all_study_names(shared.storage)
+    study = optuna.load_study(study_name=name, storage=shared.storage)
+    trial = study.ask()
+    trial.set_user_attr("owner", "another machine's folder")
+    tuning.tune("tiny", MODEL, shared.model_copy(update={"trials": 2}), *arrays, tmp_path / "two")
+    study.tell(trial, 0.5)
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE", "COMPLETE"]
 
 
 def test_a_killed_search_takes_its_trial_up_again(arrays: tuple[Path, Path], tmp_path: Path) -> None:
