@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from components import networks
 from components.stage import StageError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -184,6 +185,14 @@ class Model(Section):
     )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 7
+
+    @model_validator(mode="after")
+    def _network_is_there(self) -> Self:
+        try:
+            networks.check(self.network, self.options)
+        except StageError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     @property
     def phases(self) -> list[Unfreeze]:
@@ -480,8 +489,8 @@ def _explain(error: Any, raw: Any) -> str:
         return f"{name} is missing"
     if error["type"] == "model_type":
         return f"{name} is {error['input']!r}, not a section; it has the keys {', '.join(_allowed(path))}"
-    if error["type"] == "value_error" and not path:
-        return error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error" and isinstance(error["input"], dict):
+        return ": ".join([*filter(None, [".".join(path)]), error["msg"].removeprefix("Value error, ")])
     return f"{name} is {error['input']!r}: {error['msg'].lower()}"
 
 

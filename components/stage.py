@@ -78,9 +78,14 @@ def fail(message: str, code: int = 1) -> None:
 def describe(error: OSError) -> str:
     """An operating-system error as one line that says what to do."""
     where = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return f"{where}disk full; nothing half-written was kept. Free some space and run the same command again"
     return f"{where}{error.strerror}"
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a disk, or this user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:

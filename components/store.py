@@ -76,7 +76,11 @@ def get(uri: str, path: Path) -> None:
             listing = fs.cat_file(key)
             if hashlib.md5(listing, usedforsecurity=False).hexdigest() != expected:
                 raise StageError(f"{uri}: damaged; remove it from the store and run what made it again")
-            wanted = {path / entry["relpath"]: entry["md5"] for entry in json.loads(listing)}
+            entries = {entry["relpath"]: entry["md5"] for entry in json.loads(listing)}
+            for name in entries:
+                if not (path / name).resolve().is_relative_to(path.resolve()):
+                    raise StageError(f"{uri}: it names {name}, outside of its folder; see who can write to the store")
+            wanted = {path / name: md5 for name, md5 in entries.items()}
             path.mkdir(parents=True, exist_ok=True)
         keys = [f"{root}{_FILES}{md5[:2]}/{md5[2:]}" for md5 in wanted.values()]
         for file in wanted:

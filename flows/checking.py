@@ -98,6 +98,8 @@ def _identity(version: str) -> str:
 def _names(asked: Iterable[str], place: Callable[[Path], Path]) -> list[str]:
     """Paths and addresses, folders unfolded, each once."""
     found: dict[str, None] = {}
+    asked = list(asked)
+    here = [one for one in asked if one == "-" or check.is_address(one) or place(Path(one)).exists()]
     for one in asked:
         if one == "-":
             for line in sys.stdin:
@@ -106,8 +108,10 @@ def _names(asked: Iterable[str], place: Callable[[Path], Path]) -> list[str]:
                     found.update(dict.fromkeys(_listed(name, place)))
         elif check.is_address(one):
             found[one] = None
-        else:
+        elif one in here or not here:
             found.update(dict.fromkeys(map(str, check.find([place(Path(one))]))))
+        else:
+            found[str(place(Path(one)))] = None
     if not found:
         raise StageError("nothing to check: the list is empty")
     return list(found)

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,11 +34,14 @@ START = Path.cwd()
 def use(
     preset: str,
     force: Annotated[bool, typer.Option(help="replace a params.yaml that was changed by hand")] = False,
+    keep_sources: Annotated[
+        bool, typer.Option("--keep-sources", help="train on the sources that are used now")
+    ] = False,
 ) -> None:
     """Write params.yaml from presets/."""
     from flows import settings
 
-    print(settings.use(preset, force=force))
+    print(settings.use(preset, force=force, keep_sources=keep_sources))
 
 
 @app.command()
@@ -83,11 +88,12 @@ def ingest(
     generator: Annotated[str | None, typer.Option(help="what made its images labelled ai")] = None,
     max_images: Annotated[int | None, typer.Option(min=1, help="at most so many, of both labels alike")] = None,
     per_generator: Annotated[int | None, typer.Option(min=1, help="at most so many of one generator")] = None,
+    only: Annotated[bool, typer.Option("--only", help="use no other source from now on")] = False,
 ) -> None:
     """Bring a source's images in, and use it from now on."""
     from components import ingest as stage
     from components.params import Source, load
-    from flows import settings, versions
+    from flows import locks, settings, versions
 
     said = {
         "from": _place(from_) if from_ else None,
@@ -96,14 +102,18 @@ def ingest(
         "max_images": max_images,
         "per_generator": per_generator,
     }
-    section = load().ingest
-    source = stage.with_words(section.sources.get(name, Source()), said)
-    print(stage.summarised(name, stage.ingest(name, source, section, Path("data"), Path("artifacts/ingest"))))
-    changed = settings.remember_source(name, **said)
-    if changed:
-        print(changed)
-    versions.version()
+    # A run's version would be said to be of data that it never saw.
+    with locks.only_run(Path("artifacts")):
+        section = load().ingest
+        source = stage.with_words(section.sources.get(name, Source()), said)
+        print(stage.summarised(name, stage.ingest(name, source, section, Path("data"), Path("artifacts/ingest"))))
+        changed = settings.remember_source(name, only=only, **said)
+        if changed:
+            print(changed)
+        versions.version()
     print(VERSIONED)
+    if name != "sample" and "sample" in load().ingest.sources:
+        print("the made-up pictures of `sample` are trained on too; `--only` takes other sources out of params.yaml")
 
 
 @app.command()
@@ -120,16 +130,17 @@ def forget(
     """Remove images for good: from the shards, the arrays and the index, and from every later version of the data."""
     from components.ingest import forget as removal
     from components.preprocess import forget as arrays
-    from flows import versions
+    from flows import locks, versions
 
-    removed = removal.forget(Path("data"), Path("artifacts/ingest"), sha256 or [], origin, source, reason)
-    arrays.forget(Path("data"), Path("artifacts/arrays"), Path("artifacts/index.parquet"), removed)
+    with locks.only_run(Path("artifacts")):
+        removed = removal.forget(Path("data"), Path("artifacts/ingest"), sha256 or [], origin, source, reason)
+        arrays.forget(Path("data"), Path("artifacts/arrays"), Path("artifacts/index.parquet"), removed)
+        versions.version()
     print(
         f"{removed.images:,} images removed; data/forgotten.json names them, and they don't come back. Earlier "
         "versions of the data still hold them: `dvc gc --workspace` (and `--cloud`) removes what no version in use "
         "needs"
     )
-    versions.version()
     print(VERSIONED)
 
 
@@ -142,7 +153,8 @@ def run() -> None:
     _prepare_flow()
     from flows import retrain
 
-    state = retrain.retrain(return_state=True)
+    with _going_on_later():
+        state = retrain.retrain(return_state=True)
     if not state.is_completed():
         fail(state.message or "the flow failed")
     print(f"\n{state.message}\n")
@@ -188,7 +200,8 @@ def tune(
     _prepare_flow()
     from flows import tune as tuning
 
-    state = tuning.tune(model, trials, apply, return_state=True)
+    with _going_on_later():
+        state = tuning.tune(model, trials, apply, return_state=True)
     if not state.is_completed():
         fail(state.message or "the flow failed")
     folder = tuning.FOLDER / model
@@ -223,7 +236,8 @@ def generalise(
     _prepare_flow()
     from flows import generalisation
 
-    state = generalisation.generalise(model, by, return_state=True)
+    with _going_on_later():
+        state = generalisation.generalise(model, by, return_state=True)
     if not state.is_completed():
         fail(state.message or "the flow failed")
     found = json.loads((generalisation.ROOT / model / "table.json").read_text())[by]
@@ -419,6 +433,7 @@ def reproduce(version: str) -> None:
     """Make a version again from its recorded code, data and settings, elsewhere, and compare the scores."""
     from flows import reproduce as reproduction
 
+    _end_in_order()
     rows = reproduction.reproduce(_registry(), version)
     table = Table("", "recorded", "reproduced", "difference", "95 % interval", "")
     for row in rows:
@@ -521,8 +536,22 @@ def _prepare_flow() -> None:
     """See that there is a Prefect server, and let this process end in order when it is told to."""
     from flows import server
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _end_in_order()
     server.at_hand()
+
+
+@contextmanager
+def _going_on_later() -> Iterator[None]:
+    """Whoever stops a flow is told what that means, after Prefect's lines."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None
+
+
+def _end_in_order() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def _registry() -> Any:

@@ -128,6 +128,7 @@ def _steps(train: params.Train) -> State[Any]:
         state = reproduce(name, stale, return_state=True)
         if not state.is_completed():
             return Failed(message=state.message)
+    before = _registered()
     state = register(return_state=True)
     if not state.is_completed():
         return Failed(message=state.message)
@@ -135,7 +136,15 @@ def _steps(train: params.Train) -> State[Any]:
     state = share(return_state=True)
     if not state.is_completed():
         return Failed(message=state.message)
+    if not stale and _registered() != before:  # other rules, or a version that was deleted
+        return Completed(message=f"no stage had to run; version {_registered()} was registered")
     return Completed(message="retrained" if stale else UNCHANGED)
+
+
+def _registered() -> str | None:
+    """The version that was registered last."""
+    file = Path("artifacts/registration.json")
+    return json.loads(file.read_text())["version"] if file.exists() else None
 
 
 def summary(candidates: Iterable[str]) -> str:

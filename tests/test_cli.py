@@ -86,6 +86,23 @@ def test_use_says_what_changes_and_keeps_a_changed_file(folder: Path) -> None:
     assert (folder / "params.yaml").read_text() == (folder / "presets/seeds/art-cnn150.yaml").read_text()
 
 
+def test_a_preset_takes_over_the_sources(folder: Path) -> None:
+    own = (folder / "params.yaml").read_text().replace("    sample: {}", "    mine: {from: pictures}  # at home")
+    assert "mine" in own
+    (folder / "params.yaml").write_text(own)
+    done = trueframe(folder, "use", "art")
+    assert done.returncode == 1 and "--keep-sources" in done.stderr
+    assert trueframe(folder, "use", "art", "--keep-sources").returncode == 0
+    text = (folder / "params.yaml").read_text()
+    wanted = yaml.safe_load((folder / "presets/art.yaml").read_text())
+    wanted["ingest"]["sources"] = {"mine": {"from": "pictures"}}
+    assert yaml.safe_load(text) == wanted
+    assert "# The Kaggle set" in text, "its comments stay"
+    (folder / "params.yaml").write_text(text.replace("epochs: 60", "epochs: 61"))
+    done = trueframe(folder, "use", "cifake", "--keep-sources")
+    assert done.returncode == 1 and "changed by hand" in done.stderr
+
+
 def test_params_and_their_schema(folder: Path) -> None:
     shown = json.loads(trueframe(folder, "params").stdout)
     assert shown["train"]["models"]["cnn"]["precision"] == "auto"  # a default that the file doesn't hold
@@ -121,6 +138,11 @@ def test_ingest_keeps_the_comments_in_params(folder: Path) -> None:
     assert "# a decoder's traces are periodic" in text
     assert yaml.safe_load(text)["ingest"]["sources"] == {"sample": {}, "mine": {"from": str(folder / "pictures")}}
     assert (folder / "data.dvc").exists()
+    assert "made-up pictures of `sample` are trained on too" in done.stdout and "--only" in done.stdout
+    done = trueframe(folder, "ingest", "mine", "--only")
+    assert done.returncode == 0 and "ingest.sources.mine is used from now on, without sample" in done.stdout
+    assert list(yaml.safe_load((folder / "params.yaml").read_text())["ingest"]["sources"]) == ["mine"]
+    assert "made-up" not in done.stdout
 
 
 def test_ingest_keeps_what_it_was_told_and_forget_removes(folder: Path) -> None:

@@ -53,6 +53,13 @@ def test_the_presets_of_the_catalogue_are_here() -> None:
     assert {"sample", "cifake", "art", "photos"} <= {path.stem for path in PRESETS.glob("*.yaml")}
 
 
+def test_a_network_that_does_not_exist_is_named_before_anything_runs(tmp_path: Path) -> None:
+    said = refusal(tmp_path, yaml.safe_dump(changed("train.models.small.network", "cnnn")))
+    assert said.startswith("train.models.small: no network is called 'cnnn'; there are cnn, ")
+    said = refusal(tmp_path, yaml.safe_dump(changed("train.models.small.options", {"wdth": 8})))
+    assert said == "train.models.small: network cnn has no option 'wdth'; it has width, blocks, dropout"
+
+
 def test_settings_that_are_left_out_get_their_defaults(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(MINIMAL))

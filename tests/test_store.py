@@ -1,5 +1,7 @@
 """Content on a real S3 server by its name, and a stage's command between what is fetched and what is kept."""
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -120,6 +122,17 @@ def test_what_is_wrong_is_said_in_one_line(server: s3.Store, folder: Path, tmp_p
     assert "damaged" in refusal()
     with pytest.raises(StageError, match="not here"):
         store.put(tmp_path / "nothing", HERE)
+
+
+@pytest.mark.parametrize("name", ["../../escaped.py", "/tmp/escaped.py"])
+def test_a_listing_names_nothing_outside_of_its_folder(server: s3.Store, tmp_path: Path, name: str) -> None:
+    listing = json.dumps([{"md5": hashlib.md5(b"").hexdigest(), "relpath": name}]).encode()
+    md5 = hashlib.md5(listing).hexdigest()
+    key = f"forged/files/md5/{md5[:2]}/{md5[2:]}.dir"
+    server.put("bucket", {key: listing})
+    with pytest.raises(StageError, match="outside of its folder"):
+        store.get(f"s3://bucket/{key}", tmp_path / "a/b/back")
+    assert not list(tmp_path.rglob("*.py")) and not Path("/tmp/escaped.py").exists()
 
 
 def test_the_last_one_is_remembered(server: s3.Store) -> None:

@@ -3,12 +3,13 @@
 A new network is one file in this folder: a function under `@register`, which the list below imports.
 """
 
+import ast
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,33 @@ def register(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return remember
 
 
+@cache
 def options_of(name: str) -> list[str]:
-    """The settings of a network.
+    """The settings of a network, read from its builder's source: Keras takes seconds to import.
 
     Raises:
         StageError: no such network.
     """
-    return list(signature(_builder(name)).parameters)[1:]
+    if name not in _MODULES:
+        raise StageError(f"no network is called {name!r}; there are {', '.join(names())}")
+    source = Path(__file__).with_name(f"{_MODULES[name]}.py").read_text()
+    [builder] = [
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef) and f"register({name!r})" in map(ast.unparse, node.decorator_list)
+    ]
+    return [argument.arg for argument in builder.args.args][1:]
+
+
+def check(name: str, options: Iterable[str]) -> None:
+    """See that there is such a network, with such options.
+
+    Raises:
+        StageError: there is none.
+    """
+    known = options_of(name)
+    for option in sorted(set(options) - set(known)):
+        raise StageError(f"network {name} has no option {option!r}; it has {', '.join(known)}")
 
 
 def build(name: str, side: int, options: dict[str, Any]) -> Any:
@@ -64,12 +85,10 @@ def build(name: str, side: int, options: dict[str, Any]) -> Any:
     Raises:
         StageError: no such network, or an option that it doesn't have.
     """
-    builder = _builder(name)
-    known = options_of(name)
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise StageError(f"network {name} has no option {unknown[0]!r}; it has {', '.join(known)}")
-    return builder(side, **options)
+    check(name, options)
+    load_keras()
+    import_module(f"{__name__}.{_MODULES[name]}")
+    return _BUILDERS[name](side, **options)
 
 
 def unfreeze(network: Any, from_layer: int | None) -> None:
@@ -160,14 +179,6 @@ def load_keras() -> Any:
 
             tf.config.list_physical_devices()
     return keras
-
-
-def _builder(name: str) -> Callable[..., Any]:
-    if name not in _MODULES:
-        raise StageError(f"no network is called {name!r}; there are {', '.join(names())}")
-    load_keras()
-    import_module(f"{__name__}.{_MODULES[name]}")
-    return _BUILDERS[name]
 
 
 @contextmanager

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from components import params, stage
 from components.preprocess import preprocess
-from components.shards import REGRESSION, SPLITS
+from components.shards import LABELS, REGRESSION, SPLITS
+
+_FEW = 20
 
 
 def run() -> None:
@@ -37,7 +39,14 @@ def run() -> None:
     for split in (*SPLITS, REGRESSION):
         counts = index.loc[index["split"] == split, "label"].value_counts()
         if len(counts):
-            print(f"{split}: {', '.join(f'{counts.get(label, 0):,} {label}' for label in ('ai', 'real'))}")
+            print(f"{split}: {', '.join(f'{counts.get(label, 0):,} {label}' for label in reversed(LABELS))}")
+        for label in LABELS:
+            if split in ("validation", "test") and counts.get(label, 0) < _FEW:
+                print(
+                    f"warning: {split} has {counts.get(label, 0)} {label} images only, so what is "
+                    f"{'fitted' if split == 'validation' else 'measured'} on them is rough; ingest more, or raise "
+                    f"preprocess.{split}"
+                )
 
 
 if __name__ == "__main__":

@@ -437,7 +437,9 @@ class _Champion:
         try:
             path = mlflow.artifacts.download_artifacts(run_id=self._version.run_id, artifact_path=f"evaluation/{name}")
             return pd.read_parquet(path)
-        except (mlflow.exceptions.MlflowException, OSError):
+        except (mlflow.exceptions.MlflowException, OSError) as error:
+            if stage.is_full(error):
+                raise
             return pd.DataFrame({"sha256": []})
 
 

@@ -266,6 +266,8 @@ class Registry:
     def _unusable(self, number: str, error: Exception) -> StageError:
         if tracking.is_outage(error):
             return StageError(tracking.trouble(error))
+        if isinstance(error, OSError) and stage.is_full(error):  # this machine's, which says nothing of the version
+            return StageError(stage.describe(error))
         return Gone(
             f"{self.name} version {number} can't be loaded ({tracking.line(error)}); its artifacts are gone or "
             "damaged. `trueframe rollback` goes to the champion before; once the version is deleted in the MLflow "

@@ -312,8 +312,10 @@ def test_two_runs_at_once(project: Project) -> None:
     with (project.root / "artifacts/.run.lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = project.run("trueframe", "run")
-    assert done.returncode == 1
+        brought = project.run("trueframe", "ingest", "mine")
+    assert done.returncode == brought.returncode == 1
     assert "another run" in done.stderr
+    assert "another run" in brought.stderr, "its version would be said to be of data that it never saw"
 
 
 def test_a_failing_check_stops_the_run_before_training(project: Project) -> None:
@@ -349,8 +351,9 @@ def test_a_run_that_is_told_to_end_ends_with_all_it_started(project: Project) ->
     while "small: epoch 1/9000:" not in log.read_text():
         assert process.poll() is None and time.monotonic() < end, log.read_text()[-2000:]
         time.sleep(0.05)
-    process.terminate()
-    assert process.wait(timeout=60) != 0
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert log.read_text().endswith("stopped; the same command goes on where this one was\n")
     project.params = before
     project.ok("trueframe", "run")
 

@@ -197,14 +197,16 @@ def test_drifted_predictions_start_a_retraining(home: Project, gateway: str, tol
 
 
 def report(project: Project, data: bytes, answered: str) -> None:
-    """What the page stores when somebody reports a mistake, and what follows when another person accepts it."""
+    """What the page stores when somebody reports a mistake, another person's decision, and what is set for it."""
     folder = project.root / "feedback"
     folder.mkdir(exist_ok=True)
     image = folder / f"{hashlib.sha256(data).hexdigest()}.png"
     label = "real" if answered == "ai" else "ai"
-    said = {"label": label, "status": "accepted", "answer": answered, "verdict": answered, "model_version": "1"}
+    said = {"label": label, "status": "pending", "answer": answered, "verdict": answered, "model_version": "1"}
     image.with_suffix(".json").write_text(json.dumps(said))
     image.write_bytes(data)
+    assert image.stem[:8] in project.ok("trueframe", "review")
+    project.ok("trueframe", "review", "accept", image.stem[:8])
     params = project.params
     params["ingest"]["sources"]["reports"] = {"from": "feedback:feedback"}
     params["train"]["models"]["small"]["seed"] = 11  # so that there is a candidate to judge

@@ -1,12 +1,13 @@
 """The history of champions, in a real MLflow store."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from components.register import registry as module
-from components.register.registry import Event, Registry, line
+from components.register.registry import Event, Gone, Registry, line
 from components.stage import StageError
 
 
@@ -132,6 +133,18 @@ def test_events_stay_in_order_whatever_the_clock_says(tmp_path: Path, monkeypatc
     registry.promote("2")
     assert [e.version for e in registry.history()] == ["1", "2"]
     assert registry.rollback() == "1"
+
+
+def test_a_full_disk_says_nothing_of_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = made("full", 1, tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/somewhere")
+
+    monkeypatch.setattr(registry.mlflow.artifacts, "download_artifacts", full)
+    with pytest.raises(StageError, match="disk full") as error:
+        registry.fetch("1", tmp_path)
+    assert not isinstance(error.value, Gone)
 
 
 def test_the_line_of_champions() -> None:

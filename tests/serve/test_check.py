@@ -68,6 +68,14 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return list(json.loads(path.read_text()))
 
 
+def test_what_is_missing_keeps_nobody_from_the_others(run: Run, pictures: Path, tmp_path: Path) -> None:
+    assert run(pictures / "0.jpg", tmp_path / "none.jpg", outputs=("out.json",)) == checking.ERROR
+    first, second = rows(tmp_path / "out.json")
+    assert first["error"] is None and first["verdict"] and second["path"].endswith("none.jpg") and second["error"]
+    with pytest.raises(StageError, match="not found"):
+        run(tmp_path / "none.jpg")
+
+
 def test_the_three_formats_say_the_same(run: Run, pictures: Path, tmp_path: Path) -> None:
     (pictures / "broken.png").write_bytes(b"broken")
     assert run(pictures, outputs=("out.csv", "out.json", "out.parquet")) == checking.ERROR
