@@ -26,11 +26,15 @@ lock: .venv/.ready
 	$(COMPILE) $(IMAGE) --extra gpu pyproject.toml -o deploy/requirements-gpu.lock
 	$(COMPILE) $(IMAGE) --extra jax-gpu pyproject.toml -o deploy/requirements-jax.lock
 
-audit: .venv/.ready
-	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict
+# What is installed here, and what the images install.
+LOCKS := requirements.lock $(wildcard deploy/requirements*.lock)
 
+audit: .venv/.ready
+	$(BIN)/pip-audit $(LOCKS:%=--requirement %) --require-hashes --disable-pip --strict
+
+# Beside each lock: sbom.json, deploy/sbom.json, deploy/sbom-gpu.json, deploy/sbom-jax.json.
 sbom: .venv/.ready
-	$(BIN)/cyclonedx-py requirements requirements.lock --output-file sbom.json
+	set -e; $(foreach lock,$(LOCKS),$(BIN)/cyclonedx-py requirements $(lock) -o $(subst requirements,sbom,$(lock:.lock=.json));)
 
 .venv/.ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv

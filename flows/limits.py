@@ -39,11 +39,22 @@ def bounded(hours: float | None) -> Iterator[None]:
     with locks.only_run(Path("artifacts"), run, wait=wait) as killed:
         if killed:
             _tell_of_crash(killed)
-        try:
-            with timeout(None if hours is None else hours * 3600, _Expired):
-                yield
-        except _Expired:
-            raise OutOfTime(f"not done within {hours:g} hours; the next run goes on where this one was") from None
+        with in_time(hours):
+            yield
+
+
+@contextmanager
+def in_time(hours: float | None) -> Iterator[None]:
+    """Run no longer than so many hours, whoever else is at work in this folder.
+
+    Raises:
+        OutOfTime: the hours are over; what it was doing was ended.
+    """
+    try:
+        with timeout(None if hours is None else hours * 3600, _Expired):
+            yield
+    except _Expired:
+        raise OutOfTime(f"not done within {hours:g} hours; the next run goes on where this one was") from None
 
 
 def _tell_of_crash(run: str) -> None:

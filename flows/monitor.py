@@ -28,7 +28,7 @@ from prefect.states import Completed, Failed
 from components import params, stage
 from components.params import Monitor
 from components.stage import StageError
-from flows import commands, locks, retrain
+from flows import commands, limits, locks, retrain
 
 FOLDER = Path("artifacts/monitor")
 TAG = "monitor"
@@ -102,15 +102,16 @@ def start(settings: Monitor, reasons: list[str]) -> State[Any]:
 
 
 @flow(name="monitor", persist_result=False)
-def monitor(here: bool = False) -> State[Any]:
+def monitor(here: bool = False, hours: float | None = None) -> State[Any]:
     """Look at the last predictions, tell, and start a retraining where there is a reason.
 
     Args:
         here: whether the retraining runs in this process, and not as a deployment.
+        hours: that it may take, a retraining in this process not counted.
     """
     try:
         settings = params.load()
-        with locks.only_run(FOLDER):
+        with limits.in_time(hours), locks.only_run(FOLDER):
             state = look(return_state=True)
             if not state.is_completed():
                 return Failed(message=state.message)
@@ -124,7 +125,7 @@ def monitor(here: bool = False) -> State[Any]:
             return Completed(message=decided.message)
         return Failed(message=f"{told}; {decided.message}" if told else decided.message)
     except StageError as error:
-        return Failed(message=str(error))
+        return limits.failed(error)
 
 
 def _decided(settings: Monitor, reasons: list[str], here: bool) -> State[Any]:

@@ -5,6 +5,9 @@ import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -170,10 +173,13 @@ def test_no_manifest_holds_a_secret() -> None:
                 if secret:
                     assert secret["name"] == "trueframe" and secret["key"] in EXAMPLE, (name, entry)
                 else:
-                    assert not re.search("PASSWORD|SECRET|AUTH_STRING|ACCESS_KEY|API_KEY", entry["name"]), (name, entry)
+                    assert not re.search("PASSWORD|SECRET|AUTH_STRING|(ACCESS|API|REVIEW)_KEY", entry["name"]), (
+                        name,
+                        entry,
+                    )
     assert not [key for key in of("ConfigMap")["trueframe"]["data"] if re.search("PASSWORD|SECRET|_KEY", key)]
     secrets = [name for name, said in EXAMPLE.items() if not said or said.endswith(":")]
-    assert len(secrets) == 9
+    assert len(secrets) == 10
     for said in COMPOSE.values():
         for name, value in said.get("environment", {}).items():
             for variable, sign in re.findall(r"\$\{(\w+):(.)", value):
@@ -186,10 +192,9 @@ def command(pod: str, container: int = 0) -> list[str]:
 
 
 def test_the_commands_are_those_that_compose_starts() -> None:
-    for name in ("mlflow", "prefect", "gateway", "mlflow-users"):
+    for name in ("mlflow", "prefect", "gateway", "page", "mlflow-users"):
         assert command(name) == COMPOSE[name]["command"], name
     assert pods()["mlflow"]["spec"]["initContainers"][0]["command"] == COMPOSE["mlflow-schema"]["command"]
-    assert command("page")[:-1] == COMPOSE["page"]["command"][:-1]
     for number, pool in enumerate(("cpu", "gpu")):
         kubernetes = shlex.join(command("worker", number)).replace("=", " ")
         template = f"--base-job-template /pools/{pool}.json "
@@ -266,11 +271,150 @@ def test_ports_and_probes_lead_to_what_listens() -> None:
 
 
 def test_the_monitor_sees_what_the_gateway_was_asked() -> None:
-    from components.params import Monitor
+    from components import params
 
-    folder = Monitor().folder
-    assert COMPOSE["gateway"]["volumes"] == [f"../{folder}:/srv/trueframe/{folder}"]
+    settings = params.load(ROOT / "params.yaml").monitor
+    folders = {"gateway": str(settings.folder), "page": settings.feedback}
+    for name, folder in folders.items():
+        assert COMPOSE[name]["volumes"] == [f"../{folder}:/srv/trueframe/{folder}"]
+        assert claims(name) == {f"/srv/trueframe/{folder}": folder}
     assert "..:/srv/trueframe" in COMPOSE["worker"]["volumes"]
+    said = command("page")
+    assert said[said.index("--feedback") + 1] == settings.feedback
+    for name in ("pool cpu", "pool gpu", "train"):
+        beside = {f"/srv/trueframe/{folder}": folder for folder in folders.values()}
+        assert claims(name) == {"/srv/trueframe": "work", **beside}
+        assert pods()[name]["spec"]["containers"][0]["workingDir"] == "/srv/trueframe"
+    for name in set(folders.values()):
+        assert of("PersistentVolumeClaim")[name]["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def claims(pod: str) -> dict[str, str]:
+    """The volumes that outlive a pod, by where its container has them; its user may write to them."""
+    spec = pods()[pod]["spec"]
+    assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsGroup"]
+    kept = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v}
+    mounts = spec["containers"][0]["volumeMounts"]
+    return {mount["mountPath"]: kept[mount["name"]] for mount in mounts if mount["name"] in kept}
+
+
+def test_the_page_has_keys_for_its_review(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import ui
+
+    assert ui.KEYS in COMPOSE["page"]["environment"]
+    [entry] = [each for each in pods()["page"]["spec"]["containers"][0]["env"] if each["name"] == ui.KEYS]
+    assert entry["valueFrom"]["secretKeyRef"] == {"name": "trueframe", "key": ui.KEYS, "optional": True}
+    unit = (ROOT / "deploy/systemd/trueframe-page.service").read_text()
+    assert f"{ui.KEYS}_FILE" in unit and "\nEnvironmentFile=-/etc/trueframe.env\n" in unit
+    # As the commands in deploy/.env.example fill it in.
+    monkeypatch.setenv(ui.KEYS, EXAMPLE[ui.KEYS] + "0" * 48)
+    assert ui.reviewers() is not None
+    assert all(ui.KEYS in (ROOT / f"docs/{page}.md").read_text() for page in ("shared", "kubernetes"))
+
+
+CLONES = {
+    **{
+        pool: json.loads((FOLDER / f"pools/{pool}.json").read_text())["job_configuration"]["job_manifest"]
+        for pool in ("cpu", "gpu")
+    },
+    **{name: yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in ("deployments", "train")},
+}
+
+
+class Team:
+    """A repository with data on a DVC remote, and the empty volume of the Jobs that work in its clone."""
+
+    def __init__(self, root: Path) -> None:
+        self.clone, self.programs = root / "clone", root / "programs"
+        path = f"{self.programs}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        inherited = {name: said for name, said in os.environ.items() if not name.startswith(("GIT_", "DVC_"))}
+        own = {"HOME": str(root), "PATH": path, "DVC_SITE_CACHE_DIR": str(root / "site"), "DVC_NO_ANALYTICS": "1"}
+        self.env = {**inherited, **own, "TRUEFRAME_REPOSITORY": str(root / "origin")}
+        origin = root / "origin"
+        for folder in (self.clone, self.programs, origin / "data"):
+            folder.mkdir(parents=True)
+        shutil.copy(ROOT / ".gitignore", origin)
+        (origin / "README.md").write_text("of a team")
+        (origin / "data/a").write_text("pictures")
+        dvc = ["dvc init -q", f"dvc remote add -q -d shared {root / 'remote'}", "dvc add -q data", "dvc push -q"]
+        git = "git -c user.name=test -c user.email=test@localhost"
+        for line in ("git init -q", *dvc, "git add -A", f"{git} commit -qm start"):
+            subprocess.run(shlex.split(line), cwd=origin, env=self.env, check=True)
+
+    def start(self) -> subprocess.Popen[str]:
+        """A Job's first container."""
+        [container] = CLONES["train"]["spec"]["template"]["spec"]["initContainers"]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(container["command"], cwd=self.clone, env=self.env, text=True, **streams)
+
+    def kill_at(self, program: str, word: str, last: str) -> None:
+        """Let a program kill who called it with a word, after it did something."""
+        whole = shutil.which(program, path=self.env["PATH"])
+        stub = self.programs / program
+        stub.write_text(f'#!/bin/sh\n[ "$1" != {word} ] || {{ {last}; kill -9 $PPID; exit 1; }}\nexec {whole} "$@"\n')
+        stub.chmod(0o755)
+
+    def check(self) -> None:
+        """That all of it is there, and nothing else."""
+        assert (self.clone / "data/a").read_text() == "pictures"
+        assert (self.clone / "README.md").read_text() == "of a team"
+        status = ["git", "status", "--porcelain"]
+        assert subprocess.run(status, cwd=self.clone, env=self.env, capture_output=True, check=True).stdout == b""
+        assert (self.clone / "feedback").is_dir() and (self.clone / "predictions").is_dir()  # to mount volumes at
+
+
+@pytest.fixture
+def team(tmp_path: Path) -> Team:
+    if not shutil.which("flock"):
+        pytest.skip("flock isn't here; the image has it")
+    return Team(tmp_path)
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+def test_every_job_makes_the_clone_by_the_same_command() -> None:
+    found = [made["spec"]["template"]["spec"]["initContainers"] for made in CLONES.values()]
+    assert len({json.dumps(container["command"]) for [container] in found}) == 1
+    for [container] in found:
+        work = {"name": "work", "mountPath": container["workingDir"], "subPath": "clone"}
+        assert [mount for mount in container["volumeMounts"] if mount["name"] != "tmp"] == [work]
+
+
+def test_the_data_is_pulled_with_the_clone_and_never_again(team: Team) -> None:
+    code, said = finished(team.start())
+    assert code == 0, said
+    team.check()
+    # A retraining was killed between `ingest` and `dvc add`: `dvc pull` would refuse to remove what is new.
+    (team.clone / "data/new").write_text("of no version")
+    assert finished(team.start()) == (0, "")
+    assert (team.clone / "data/new").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "word", "last"),
+    [
+        ("git", "clone", "mkdir -p .clone/.git; touch .clone/.git/HEAD"),
+        ("git", "reset", "echo half > README.md; touch .git/index.lock"),
+        ("dvc", "pull", "mkdir -p data .dvc/tmp; echo half > .dvc/tmp/rwlock"),
+    ],
+)
+def test_a_clone_that_was_killed_is_made_again(team: Team, program: str, word: str, last: str) -> None:
+    team.kill_at(program, word, last)
+    assert finished(team.start())[0] == -9
+    (team.programs / program).unlink()
+    code, said = finished(team.start())
+    assert code == 0, said
+    team.check()
+
+
+def test_of_two_jobs_at_once_one_makes_the_clone(team: Team) -> None:
+    said = [finished(process) for process in [team.start(), team.start()]]
+    assert [code for code, _ in said] == [0, 0], said
+    assert sum("Cloning into" in text for _, text in said) == 1
+    team.check()
 
 
 def test_a_restart_of_prefect_s_server_loses_no_lease() -> None:

@@ -40,6 +40,7 @@ def test_each_deployment_is_of_a_flow_that_takes_its_parameters(deployment: dict
         assert not lacking
     assert deployment["work_pool"]["name"] in ("cpu", "gpu")
     assert deployment["concurrency_limit"]["limit"] == 1
+    assert deployment["parameters"]["hours"] > 0, "or a hung run would hold up all later ones"
     assert deployment["description"] and deployment["tags"]
 
 
@@ -48,6 +49,13 @@ def test_the_retraining_is_nightly_and_a_second_one_waits() -> None:
     assert nightly["schedules"] == [{"cron": "0 3 * * *", "timezone": "UTC"}]
     assert nightly["concurrency_limit"]["collision_strategy"] == "ENQUEUE"
     assert 0 < nightly["parameters"]["hours"] < 24, "or a hung run would hold up the next night's"
+
+
+def test_a_monitor_that_hangs_drops_no_later_one() -> None:
+    [hourly] = [d for d in DEPLOYMENTS if d["name"] == "hourly"]
+    assert hourly["schedules"] == [{"cron": "15 * * * *", "timezone": "UTC"}]
+    assert hourly["concurrency_limit"]["collision_strategy"] == "CANCEL_NEW"
+    assert 0 < hourly["parameters"]["hours"] < 1
 
 
 def test_the_pull_step_is_the_folder_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +96,23 @@ def test_a_hung_run_ends_with_all_it_started(tmp_path: Path, monkeypatch: pytest
     state = limits.failed(error.value)
     assert state.name == "TimedOut" and state.is_failed()
     assert not [p for p in psutil.Process().children(recursive=True) if "time.sleep(60)" in " ".join(p.cmdline())]
+
+
+def test_a_hung_monitor_ends_with_all_it_started_beside_a_retraining(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import monitor
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "presets/sample.yaml", "params.yaml")
+    hangs = [sys.executable, "-c", "import time; print('on'); time.sleep(61)"]
+    monkeypatch.setattr(monitor, "look", lambda **_: commands.run(hangs, lambda line: None))
+    with locks.only_run(Path("artifacts")):  # a retraining is at work
+        state = monitor.monitor.fn(hours=3 / 3600)
+    assert state.name == "TimedOut" and state.is_failed() and "not done within" in state.message
+    assert not [p for p in psutil.Process().children(recursive=True) if "time.sleep(61)" in " ".join(p.cmdline())]
+    with locks.only_run(monitor.FOLDER):
+        pass
 
 
 def test_a_program_with_its_parent_ends_when_that_is_killed() -> None:

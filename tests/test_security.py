@@ -2,8 +2,11 @@
 
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -53,18 +56,64 @@ def test_a_password_among_the_settings_is_refused_and_not_repeated(tmp_path: Pat
     assert params.load(path).tune.storage
 
 
+LOCKS = ["requirements.lock", *sorted(f"deploy/{path.name}" for path in (ROOT / "deploy").glob("*.lock"))]
+
+
+def locked(lock: Path) -> dict[tuple[str, str], str]:
+    """What a lock says of each package, by name and version."""
+    entries = re.split(r"^(?=[\w.-]+==)", lock.read_text(), flags=re.MULTILINE)[1:]
+    names = [re.match(r"([\w.-]+)==([^\s;\\]+)", entry) for entry in entries]
+    found = {(name[1].lower(), name[2]): entry for name, entry in zip(names, entries, strict=True) if name}
+    assert len(found) > 100, lock
+    return found
+
+
+def make(*arguments: str, cwd: Path = ROOT) -> str:
+    """What `make` says, with this Python's programs; the virtual environment counts as made."""
+    programs = f"BIN={Path(sys.executable).parent}"
+    done = subprocess.run(["make", programs, *arguments], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_audit_reads_every_lock() -> None:
+    [line] = make("-n", "-o", ".venv/.ready", "audit").splitlines()
+    said = shlex.split(line)
+    assert "pip-audit" in said[0] and {"--require-hashes", "--disable-pip", "--strict"} <= set(said)
+    read = [after for option, after in pairwise(said) if option == "--requirement"]
+    assert len(LOCKS) == 4 and sorted(read) == sorted(LOCKS)
+    # They are those that the images are built of, and that `make lock` makes.
+    built = re.findall(r"LOCK=(\S+\.lock)", (ROOT / "deploy/Dockerfile").read_text())
+    assert {*built, "requirements.lock"} == set(LOCKS)
+    assert all(f"-o {lock}\n" in make("-n", "-o", ".venv/.ready", "lock") for lock in LOCKS)
+
+
 def test_the_sbom_names_every_locked_package(tmp_path: Path) -> None:
     pytest.importorskip("cyclonedx_py", reason="cyclonedx-bom is not installed")
-    out = tmp_path / "sbom.json"
-    command = [sys.executable, "-m", "cyclonedx_py", "requirements", "requirements.lock", "--no-validate"]
-    subprocess.run([*command, "--output-file", str(out)], cwd=ROOT, check=True, capture_output=True)
-    listed = {(one["name"].lower(), one.get("version")) for one in json.loads(out.read_text())["components"]}
-    lock = (ROOT / "requirements.lock").read_text()
-    locked = {(name.lower(), version) for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", lock, re.MULTILINE)}
-    assert len(locked) > 100 and locked <= listed
+    for name in ("Makefile", "pyproject.toml", *LOCKS):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    make("-o", ".venv/.ready", "sbom", cwd=tmp_path)
+    for lock in LOCKS:
+        sbom = lock.replace("requirements", "sbom").replace(".lock", ".json")
+        parts = json.loads((tmp_path / sbom).read_text())["components"]
+        assert locked(tmp_path / lock).keys() <= {(part["name"].lower(), part.get("version")) for part in parts}, sbom
+        assert subprocess.run(["git", "check-ignore", "-q", sbom], cwd=ROOT).returncode == 0, sbom
 
 
 def test_every_locked_package_has_hashes() -> None:
-    lock = (ROOT / "requirements.lock").read_text()
-    packages = re.split(r"^(?=[\w.-]+==)", lock, flags=re.MULTILINE)[1:]
-    assert len(packages) > 100 and all("--hash=sha256:" in package for package in packages)
+    for lock in LOCKS:
+        assert all("--hash=sha256:" in entry for entry in locked(ROOT / lock).values()), lock
+
+
+def test_what_is_installed_is_installed_by_its_hashes(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    lines = make("-n", ".venv/.ready", cwd=tmp_path).splitlines()
+    image = (ROOT / "deploy/Dockerfile").read_text()
+    installs = [line for line in (*lines, *image.splitlines()) if re.search(r"\bpip install\b", line)]
+    assert len(installs) == 5
+    for line in installs:
+        # The locked packages; this one, which brings none along; and what installs them.
+        lock = re.search(r"--require-hashes -r \S*requirements\.lock$", line.removesuffix(" \\"))
+        assert lock or " --no-deps -e" in line or " --no-deps --editable" in line or line.endswith("pip install -q uv")

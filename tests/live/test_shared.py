@@ -237,7 +237,7 @@ def test_the_accounts_can_be_made_again(shared: Shared, trained: Project) -> Non
 
 def test_no_secret_lies_anywhere(shared: Shared, trained: Project, two: Project) -> None:
     secrets = shared.secrets
-    assert len(secrets) == 8
+    assert len(secrets) == 9
     assert all(len(secret) == 48 for secret in secrets.values())
 
     def found(where: str, data: bytes) -> list[str]:
