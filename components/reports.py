@@ -9,7 +9,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,7 +141,7 @@ def store(folder: Path, data: bytes, suffix: str, said: dict[str, Any], *, trust
         if not trusted:
             if known and known.status != "pending":
                 return image
-            if not known and len(waiting(folder)) >= MOST:
+            if not known and _waiting(folder) >= MOST:
                 raise Full
         _write(image, {**said, "status": "accepted" if trusted else "pending", "reported": _now()})
         if not image.exists():
@@ -213,6 +213,15 @@ def decide(folder: Path, name: str, decision: Decision, reviewer: str, remark: s
             said |= {"reviewer": reviewer, "reviewed": _now()} | ({"remark": remark} if remark else {})
         _write(entry.image, said | {"status": _STATUS[decision]})
         return read(entry.image)
+
+
+def _waiting(folder: Path) -> int:
+    """How many reports wait; a file that is none, or that can't be read, stops nobody."""
+    n = 0
+    for image in _pictures(folder):
+        with suppress(StageError):
+            n += read(image).status == "pending"
+    return n
 
 
 def _pictures(folder: Path) -> Iterator[Path]:

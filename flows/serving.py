@@ -22,6 +22,7 @@ import uvicorn
 from PIL import Image
 from prometheus_client import Counter, Gauge
 
+from components import stage, tracking
 from components.params import Monitor, Serve
 from components.register.registry import Registry
 from components.serve import gateway
@@ -274,8 +275,8 @@ class _Service:
                     server.files.mkdir(exist_ok=True)
                     await asyncio.to_thread(self.registry.fetch, version, server.files)
                 await self._started(server, version)
-            except StageError as error:
-                print(f"error: {error}", file=sys.stderr, flush=True)
+            except Exception as error:  # the registry's or the disk's too: the next look tries again
+                print(f"error: {_line(error)}", file=sys.stderr, flush=True)
 
         async def look(server: _Server) -> None:
             assert server.process is not None
@@ -305,8 +306,12 @@ class _Service:
                 task.cancel()
 
     async def _follow(self, version: str) -> None:
-        """Look for a new champion, and move to it."""
-        failed, when, is_up = "", 0.0, True
+        """Look for a new champion, and move to it.
+
+        Where the registry or the disk fails meanwhile, the next look tries again; a version that is at fault itself
+        waits for `_RETRY`.
+        """
+        failed, when, is_up, said = "", 0.0, True, ""
         self.known.set(1)
         while True:
             await asyncio.sleep(self.settings.poll_s)
@@ -327,23 +332,41 @@ class _Service:
             self.known.set(1)
             if champion is None or champion == version:
                 self.failed.set(0)
-                failed = ""
+                failed = said = ""
                 continue
             if champion == failed and time.monotonic() - when < _RETRY:
                 continue
-            print(f"version {champion} is the champion now; it is being loaded", flush=True)
+            if not said:
+                print(f"version {champion} is the champion now; it is being loaded", flush=True)
             try:
                 await self._move(champion)
-            except StageError as error:
-                failed, when = champion, time.monotonic()
+            except Exception as error:
                 self.failed.set(1)
                 self.moves.labels("failed").inc()
-                print(f"error: {error}; VERSION {version} GOES ON", file=sys.stderr, flush=True)
+                reason = f"{_line(error)}; VERSION {version} GOES ON"
+                if reason != said:
+                    print(f"error: {reason}", file=sys.stderr, flush=True)
+                said = reason if _passes(error) else ""
+                failed, when = "" if said else champion, time.monotonic()
                 continue
-            version, failed = champion, ""
+            version, failed, said = champion, "", ""
             self.failed.set(0)
             self.moves.labels("done").inc()
             print(f"version {version} answers from now on", flush=True)
+
+
+def _passes(error: BaseException | None) -> bool:
+    """Whether a failure says nothing of the version, since the registry or this machine's disk was in the way."""
+    if not isinstance(error, StageError):
+        return True
+    while error := error.__context__:
+        if isinstance(error, Exception) and (tracking.is_outage(error) or stage.is_full(error)):
+            return True
+    return False
+
+
+def _line(error: Exception) -> str:
+    return str(error) if isinstance(error, StageError) else tracking.line(error)
 
 
 async def _end(servers: list[_Server]) -> None:

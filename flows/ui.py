@@ -4,6 +4,7 @@ import io
 import ipaddress
 import socket
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from components.stage import StageError
 from flows import answering, links
 
 FEEDBACK = Path("feedback")
+LINKS = Path("artifacts/links")
 _CONNECTIONS = 1000
 KEYS = "TRUEFRAME_REVIEW_KEYS"
 
@@ -29,6 +31,7 @@ def application(
     feedback: Path | None = None,
     trusted: bool = False,
     reviewers: Any = None,
+    shared: Path | None = None,
     limits: Limits | None = None,
 ) -> Any:
     """The page as an ASGI application, with the detector loaded.
@@ -37,8 +40,9 @@ def application(
         version: that answers; the champion where none is named, also a later one, or the reference detector until
             there is one.
         feedback: folder for corrections; null offers none.
-        trusted: whether corrections are accepted as they come.
+        trusted: whether corrections are accepted as they come, without a proxy in between.
         reviewers: decide on those that aren't (see `reviewers`).
+        shared: folder for shared reports; null for one that ends with the page.
         limits: for visitors.
     """
     return page.build(
@@ -47,6 +51,7 @@ def application(
         feedback=feedback,
         trusted=trusted,
         reviewers=reviewers,
+        links=shared,
         limits=limits or Limits(),
     )
 
@@ -113,8 +118,8 @@ def serve(version: str | None, host: str, port: int, feedback: Path | None, limi
     """Serve the page until interrupted.
 
     On an address that only this machine reaches, corrections are offered without being asked for, and accepted as
-    they come: whoever is there owns the data. In public they are offered where a folder is named, and wait; so they do
-    wherever there are reviewers, since a proxy may stand before an address of this machine.
+    they come: whoever is there owns the data. In public they are offered where a folder is named, and wait; so does,
+    on any address, what came by way of a proxy, and everything where there are reviewers.
 
     Raises:
         StageError: the port is taken.
@@ -126,7 +131,9 @@ def serve(version: str | None, host: str, port: int, feedback: Path | None, limi
     folder = feedback or (FEEDBACK if own else None)
     if people and not folder:
         raise StageError(f"{KEYS} names who reviews, but there is nothing to review; name a folder with --feedback")
-    app = application(version, feedback=folder, trusted=own and not people, reviewers=people, limits=limits)
+    app = application(
+        version, feedback=folder, trusted=own and not people, reviewers=people, shared=_shared(), limits=limits
+    )
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         print(
@@ -159,6 +166,17 @@ def warm(detector: Any) -> None:
     file = io.BytesIO()
     Image.new("RGB", (256, 256)).save(file, "PNG")
     detector.score([file.getvalue()])
+
+
+def _shared() -> Path | None:
+    """Where shared reports outlast the page; null where nothing can be written there, as in a container."""
+    try:
+        LINKS.mkdir(0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=LINKS):
+            return LINKS
+    except OSError as error:
+        print(f"warning: {LINKS}: {error.strerror}; links to reports end with this page", file=sys.stderr, flush=True)
+        return None
 
 
 def _is_own(host: str) -> bool:

@@ -69,6 +69,16 @@ def test_a_queue_that_is_full_takes_no_more(tmp_path: Path, monkeypatch: pytest.
     report(tmp_path, b"c")
 
 
+def test_a_stray_file_stops_nobody_s_report(tmp_path: Path) -> None:
+    (tmp_path / "stray.jpg").write_bytes(b"nothing beside it")
+    (tmp_path / "odd.jpg").write_bytes(b"and nonsense beside it")
+    (tmp_path / "odd.json").write_text("{}")
+    name = report(tmp_path, b"a")
+    assert said_of(tmp_path, name)["status"] == "pending"
+    with pytest.raises(StageError, match=r"odd\.json"):  # who decides is told
+        reports.waiting(tmp_path)
+
+
 def test_of_two_who_decide_at_once_one_is_told(tmp_path: Path) -> None:
     names = [report(tmp_path, bytes([n])) for n in range(20)]
     told: list[str] = []

@@ -12,7 +12,6 @@ import pytest
 
 from components import networks
 from components.networks import features
-from components.networks.inference import Scorer
 from components.stage import StageError
 
 ROOT = Path(__file__).parents[2]

@@ -4,8 +4,10 @@ import base64
 import io
 import json
 import struct
+import time
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fuzz
@@ -48,6 +50,31 @@ def picture(seed: int, kind: str = "PNG", size: tuple[int, int] = (40, 30), **op
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def test_pictures_above_16_megapixels_are_decoded_one_at_a_time(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding: list[int] = []
+    most = 0
+
+    def decode(image: Image.Image) -> Image.Image:
+        nonlocal most
+        decoding.append(1)
+        most = max(most, len(decoding))
+        time.sleep(0.1)
+        decoding.pop()
+        return Image.new("RGB", (40, 30))
+
+    monkeypatch.setattr(images, "to_rgb", decode)
+    with ThreadPoolExecutor(4) as threads:
+        monkeypatch.setitem(detector.__dict__, "_threads", threads)
+        for height, at_once in ((4001, {1}), (4000, {2, 3, 4})):
+            buffer = io.BytesIO()
+            Image.new("L", (4000, height)).save(buffer, "PNG")
+            most = 0
+            rows = detector.score([buffer.getvalue()] * 8)
+            assert [row["error"] for row in rows] == [None] * 8 and most in at_once
 
 
 def test_bad_rows_fail_alone_and_the_order_stays(detector: Detector) -> None:

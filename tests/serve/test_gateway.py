@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import json
+import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +306,61 @@ def test_what_is_too_much_is_turned_away_and_what_waits_is_put_together(
         "ready": True,
         "model_version": "7",
     }
+
+
+def head(length: int) -> bytes:
+    said = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}"
+    return f"{said}\r\n\r\n".encode()
+
+
+def test_what_is_turned_away_is_told_so_before_its_body_is_read(front: Callable[..., Running], model: Running) -> None:
+    server = front([Backend(None)], max_requests=1, read_s=60, answer_s=60)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(server.ask, GOOD)
+        until(lambda: server.metric("trueframe_requests_waiting") == 1)
+        with socket.create_connection(("127.0.0.1", server.port), 20) as caller:
+            caller.sendall(head(1000))
+            assert caller.recv(4096).splitlines()[0].endswith(b"503 Service Unavailable")
+        server.do(server.gateway.use([Backend(model.url)], "7"))
+        assert waiting.result().status_code == 200
+
+
+def test_all_callers_together_hold_so_many_bytes_and_no_more(front: Callable[..., Running]) -> None:
+    server = front(max_body_mb=1, read_s=60)
+    size = 2**20
+    with contextlib.ExitStack() as stack:
+
+        def send(part: bytes) -> socket.socket:
+            caller = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 20))
+            caller.sendall(head(size) + part)
+            return caller
+
+        callers = [send(bytes(size - 1)) for _ in range(8)]
+        until(lambda: server.gateway._held == 8 * (size - 1))
+        said = b"".join(iter(partial(send(bytes(9)).recv, 4096), b""))  # it is hung up on
+        assert said.splitlines()[0].endswith(b"503 Service Unavailable") and b"too much is being received" in said
+        assert server.gateway._held == 8 * (size - 1)
+        callers[0].sendall(b"x")  # one that is whole makes room
+        assert callers[0].recv(4096).splitlines()[0].endswith(b"400 Bad Request")
+        until(lambda: server.gateway._held == 7 * (size - 1))
+        assert server.ask(GOOD).status_code == 200
+    until(lambda: server.gateway._held == 0)
+
+
+def test_what_nobody_thought_of_is_one_line_and_its_trace_is_logged(
+    front: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = front()
+
+    async def broken(*_: Any) -> None:
+        raise RuntimeError("a secret of the inside")
+
+    monkeypatch.setattr(server.gateway, "_score", broken)
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "handlers", [caplog.handler])
+    answer = server.ask(GOOD)
+    refused(answer, 500, "something went wrong here; it is logged")
+    assert "secret" not in answer.text and answer.headers["content-type"] == "application/json"
+    until(lambda: "a secret of the inside" in caplog.text)
 
 
 def test_a_server_that_is_gone_fails_nobody(front: Callable[..., Running], model: Running) -> None:

@@ -251,6 +251,11 @@ def test_what_is_no_property_of_the_picture_is_not_read(xml: bytes) -> None:
     assert xmp.read(xml) == {}
 
 
+def test_what_is_nested_deeper_than_64_ends_the_packet() -> None:
+    for deep, found in ((61, {"DigitalSourceType": "print"}), (62, {})):  # inside of three others
+        assert xmp.read(packet("<xmpMM:a>" * deep + "</xmpMM:a>" * deep + SOURCE.format("print"))) == found
+
+
 @pytest.mark.parametrize("name", ["xmp-laughs", "xmp-outside", "xmp-deep"])
 def test_xml_bombs_do_nothing(name: str) -> None:
     assert provenance.read(fuzz.bombs()[name]) == NOTHING
@@ -544,6 +549,14 @@ def test_a_damaged_manifest_is_unreadable(authority: signing.Authority, plain: C
     signed = authority.sign(plain("PNG"), "image/png")
     found = provenance.read(signed.replace(b"jumdc2ma", b"jumdxxxx"))["c2pa"]
     assert found["state"] == "unreadable" and found["problems"]
+
+
+def test_more_than_64_manifests_are_not_read(authority: signing.Authority, plain: Callable[[str], bytes]) -> None:
+    signed = authority.sign(plain("JPEG"), "image/jpeg")
+    mark = credentials._MANIFEST
+    assert signed.count(mark) == 1 and provenance.read(signed + mark * 63)["c2pa"]["signer"]
+    found = provenance.read(signed + mark * 64)["c2pa"]
+    assert (found["state"], found["problems"]) == ("unreadable", ["more than 64 manifests"])
 
 
 def test_what_a_picture_was_made_from_says_its_own(authority: signing.Authority, plain: Callable[[str], bytes]) -> None:

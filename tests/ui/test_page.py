@@ -1,6 +1,7 @@
 """The web page in a browser, as a visitor uses it."""
 
 import base64
+import hashlib
 import io
 import json
 import threading
@@ -176,6 +177,9 @@ def test_a_link_is_followed_and_a_bad_file_said_in_words(visit: Visit, pictures:
     visit.page.fill("#link input, #link textarea", f"{web}/text.txt")
     visit.page.keyboard.press("Enter")
     visit.wait("#verdict .problem:has-text('not to a picture')")
+    visit.page.fill("#link input, #link textarea", "not a url")
+    visit.page.keyboard.press("Enter")
+    visit.wait("#verdict .problem:has-text('no link (http')")
     visit.give(pictures / "broken.jpg")
     visit.wait("#verdict .problem:has-text('damaged')")
     assert not visit.page.is_visible("#more")
@@ -211,6 +215,30 @@ def test_a_correction_becomes_data_of_the_next_run(visit: Visit, pictures: Path,
     assert ingest("reports", source, section, tmp_path / "data", tmp_path / "receipts") == Outcome(added=1)
     rows = shards.manifest(shards.paths(tmp_path / "data", ["reports"]))
     assert rows["label"].tolist() == ["ai"]
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP"])
+def test_a_correction_that_came_by_way_of_a_proxy_waits(
+    browser: Any, site: Any, jpeg: Callable[..., bytes], header: str
+) -> None:
+    url, feedback = site
+    value = "for=203.0.113.9" if header == "Forwarded" else "203.0.113.9"
+    data = jpeg({"X-Forwarded-For": 11, "Forwarded": 12, "X-Real-IP": 13}[header], (300, 200))
+    context = browser.new_context(extra_http_headers={header: value})
+    context.set_default_timeout(PATIENCE)
+    opened = context.new_page()
+    opened.goto(url)
+    opened.wait_for_selector("#picture input[type=file]", state="attached")
+    opened.set_input_files("#picture input[type=file]", {"name": "dog.jpg", "mimeType": "image/jpeg", "buffer": data})
+    opened.wait_for_selector("#resaves table")
+    opened.click("#wrong button")
+    opened.check("#truth input[value=ai]")
+    opened.check("#consent input")
+    opened.click("#send")
+    opened.wait_for_selector("#thanks :text('until somebody has looked')")
+    context.close()
+    said = feedback / f"{hashlib.sha256(data).hexdigest()}.json"
+    assert json.loads(said.read_text())["status"] == "pending"
 
 
 def test_several_files_become_a_table(visit: Visit, pictures: Path, tmp_path: Path) -> None:

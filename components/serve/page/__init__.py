@@ -1,20 +1,21 @@
 """The web page: a picture in, the detector's answer in words, on one's own machine or in public.
 
 Nothing is sent anywhere: no telemetry, no fonts or scripts from elsewhere, and a Content-Security-Policy that would
-stop them. Pictures are deleted after an hour.
+stop them. Pictures are deleted after an hour, and when the page ends.
 """
 
+import asyncio
 import contextlib
 import math
 import os
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.serve.access import BASIC, Rate, with_headers
+from components.serve.page import temporary
 from components.serve.page.about import About
 from components.stage import StageError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _ROOM = 2 * 2**30  # bytes of pictures, of reports, and of uploads that nobody asked about yet, at most
 _WORDS = 2**20  # bytes of a request that brings no file
+_PAUSE = 600.0  # s between two looks for files whose time is over
 _CSP = "; ".join(
     (
         "default-src 'self'",
@@ -79,9 +81,10 @@ def build(
         answering: says who answers the next visitor.
         fetch: gets a link's bytes, at most so many, or raises `ImageError`; it decides which addresses may be asked.
         feedback: folder for corrections; null offers none.
-        trusted: whether a visitor's correction is accepted as it comes; else it waits for a decision.
+        trusted: whether a visitor's correction is accepted as it comes; else it waits for a decision, and so does one
+            that came by way of a proxy.
         reviewers: decide on those that wait, under `/review`; null for nobody.
-        links: folder for shared reports; null for a temporary one.
+        links: folder for shared reports; null for one that ends with the page.
         limits: for visitors.
 
     Raises:
@@ -97,8 +100,20 @@ def build(
 
     from components.serve.page import blocks
 
-    shelf = Shelf(links or Path(tempfile.mkdtemp(prefix="trueframe-links-")), limits.keep_links)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    own = temporary.folder()
+    shelf = Shelf(links or own / "links", limits.keep_links)
+    pictures = Shelf(own / "pictures", limits.keep)
+
+    @contextlib.asynccontextmanager
+    async def lasting(_: FastAPI) -> AsyncIterator[None]:
+        looking = asyncio.create_task(_sweep(shelf, pictures))
+        try:
+            yield
+        finally:
+            looking.cancel()
+            temporary.remove(own)
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lasting)
 
     @app.get("/report/{name}")
     @app.get("/review/report/{name}")  # the link is relative
@@ -112,7 +127,7 @@ def build(
     def health() -> Any:
         return {"status": "ok", "answers": answering().name}
 
-    handler = blocks.Handler(answering, fetch, feedback, trusted, shelf, limits)
+    handler = blocks.Handler(answering, fetch, feedback, trusted, pictures, shelf, limits, lasts=links is not None)
     here = Path(__file__).parent
 
     def mount(path: str, **who: Any) -> None:
@@ -151,24 +166,36 @@ class Shelf:
 
     def __init__(self, folder: Path, keep: float) -> None:
         self._folder, self._keep = folder, keep
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700, parents=True, exist_ok=True)
 
     def put(self, name: str, data: bytes) -> Path:
         """Keep a file; those that were kept long enough go, and of the others the oldest ones beyond the room."""
-        room = _ROOM - len(data)
+        self.sweep(len(data))
+        path = self._folder / name
+        path.write_bytes(data)
+        return path
+
+    def sweep(self, needed: int = 0) -> None:
+        """Let files go whose time is over, and of the others the oldest ones beyond the room, less what is needed."""
+        room = _ROOM - needed
         for other in sorted(self._folder.iterdir(), key=_age):
             with contextlib.suppress(FileNotFoundError):  # another visitor's picture made it go
                 room -= other.stat().st_size
                 if room < 0 or _age(other) > self._keep:
                     other.unlink()
-        path = self._folder / name
-        path.write_bytes(data)
-        return path
 
     def find(self, name: str) -> Path | None:
         """A file that is still kept."""
         path = self._folder / Path(name).name
         return path if _age(path) <= self._keep else None
+
+
+async def _sweep(*shelves: Shelf) -> None:
+    while True:
+        for shelf in shelves:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(shelf.sweep)
+        await asyncio.sleep(_PAUSE)
 
 
 def _age(path: Path) -> float:

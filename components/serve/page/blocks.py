@@ -1,11 +1,12 @@
 """The page's parts and what happens on a click, in Gradio."""
 
 import secrets
-import tempfile
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 
@@ -16,6 +17,7 @@ from components.serve.page import report, review
 from components.serve.page.about import About, table
 from components.serve.page.judged import Judged
 from components.serve.provenance.text import clean
+from components.stage import StageError
 
 if TYPE_CHECKING:
     from components.serve.page import Limits, Shelf
@@ -26,7 +28,9 @@ hint and no proof."""
 _CONSENT = "I have the right to give this picture, and agree that it is stored to train the next detector"
 _GONE = "The picture was deleted by now; give it once more."
 _FULL = "So many corrections wait for a decision that no more are taken. Thank you all the same."
+_FAILED = "The correction can't be kept just now, and whoever runs this page was told. Please try again another time."
 _NOTE = 500  # characters
+_FORWARDED = ("forwarded", "via", "x-forwarded-", "x-real-ip")  # how the headers begin that a proxy adds
 _SUFFIXES = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
 
 
@@ -126,7 +130,18 @@ def page(handler: "Handler", *, for_reviewers: bool = False) -> gr.Blocks:
 
 
 class Handler:
-    """What the page does with a visitor's pictures."""
+    """What the page does with a visitor's pictures.
+
+    Args:
+        answering: see `components.serve.page.build`, also for what else is named as there.
+        fetch: likewise.
+        feedback: likewise.
+        trusted: likewise.
+        files: keeps pictures and what is made of them.
+        links: keeps shared reports.
+        limits: for visitors.
+        lasts: whether `links` outlasts the page.
+    """
 
     def __init__(
         self,
@@ -134,14 +149,15 @@ class Handler:
         fetch: Callable[[str, int], bytes],
         feedback: Path | None,
         trusted: bool,
+        files: "Shelf",
         links: "Shelf",
         limits: "Limits",
+        *,
+        lasts: bool = False,
     ) -> None:
-        from components.serve.page import Shelf
-
         self.answering, self.fetch = answering, fetch
-        self.feedback, self.trusted, self.links, self.limits = feedback, trusted, links, limits
-        self.files = Shelf(Path(tempfile.mkdtemp(prefix="trueframe-page-")), limits.keep)
+        self.feedback, self.trusted, self.limits = feedback, trusted, limits
+        self.files, self.links, self.lasts = files, links, lasts
 
     def introduction(self) -> str:
         """What stands above all."""
@@ -154,7 +170,7 @@ class Handler:
 
     def judge_link(self, url: str) -> tuple[Any, ...]:
         """The verdict for a picture on the web."""
-        return self._judge(lambda: (url.strip(), self.fetch(url.strip(), self.limits.max_bytes)))
+        return self._judge(lambda: (url.strip(), self.fetch(_link(url.strip()), self.limits.max_bytes)))
 
     def look(self, judged: Judged | None) -> Any:
         """What takes longer than the verdict."""
@@ -174,15 +190,16 @@ class Handler:
             self.links.put(f"{token}.png", report.draw(judged, "png"))
         except FileNotFoundError:
             return gr.HTML(_problem(_GONE), visible=True)
+        until = "" if self.lasts else "until this page is started anew, and at most "
         days = self.limits.keep_links / 86400
         says = (
             f'<p role=status><a href="report/{token}" target=_blank>Link to the report</a>, which shows the picture. '
-            f"Whoever has the link can see it, for {days:.0f} days.</p>"
+            f"Whoever has the link can see it, {until}for {days:.0f} days.</p>"
         )
         return gr.HTML(says, visible=True)
 
-    def correct(self, judged: Judged | None, truth: str | None, consent: bool, note: str) -> str:
-        """Store a correction."""
+    def correct(self, judged: Judged | None, truth: str | None, consent: bool, note: str, request: gr.Request) -> str:
+        """Store a correction. Whoever came by way of a proxy may be anyone, whatever address this page has."""
         if judged is None or not self.feedback:
             return _problem("There is no picture to correct.")
         if truth is None:
@@ -197,15 +214,19 @@ class Handler:
             "answer": judged.row["label"],
             **{key: judged.row[key] for key in ("verdict", "probability", "model_version")},
         }
+        trusted = self.trusted and not _is_forwarded(request.headers)
         try:
             kind = judged.stored.format or "JPEG"
             suffix = _SUFFIXES.get(kind, kind.lower())
-            reports.store(self.feedback, judged.data, suffix, said, trusted=self.trusted)
+            reports.store(self.feedback, judged.data, suffix, said, trusted=trusted)
         except FileNotFoundError:
             return _problem(_GONE)
         except reports.Full:
             return _problem(_FULL)
-        then = "for the next training" if self.trusted else "until somebody has looked at them"
+        except (StageError, OSError) as error:
+            print(f"error: a correction wasn't stored: {error}", file=sys.stderr, flush=True)
+            return _problem(_FAILED)
+        then = "for the next training" if trusted else "until somebody has looked at them"
         return f"<p role=status>Thank you. The picture and your correction are stored {then}.</p>"
 
     def batch(self, paths: list[str] | None) -> tuple[Any, Any, Any]:
@@ -257,6 +278,27 @@ class Handler:
             parts.errors_html(judged),
             gr.HTML(visible=False),
         )
+
+
+def _link(text: str) -> str:
+    """A link as it is.
+
+    Raises:
+        ImageError: it is none.
+    """
+    try:
+        parts = urlsplit(text)
+        is_link = parts.scheme in ("http", "https") and bool(parts.hostname) and " " not in parts.netloc
+    except ValueError:
+        is_link = False
+    if not is_link:
+        raise images.ImageError("that is no link (http://… or https://…)")
+    return text
+
+
+def _is_forwarded(headers: Mapping[str, str]) -> bool:
+    """Whether a proxy handed a request on, as far as it says so."""
+    return any(name.lower().startswith(_FORWARDED) for name in headers)
 
 
 def _problem(text: str) -> str:

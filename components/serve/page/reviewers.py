@@ -71,6 +71,7 @@ class Reviewers:
             caller = request.client.host if request.client else "?"
             if self._rate.wait(caller):
                 return HTMLResponse(_FORM.format(problem="Too many keys; wait a minute."), 429)
+            self._rate.take(caller)  # before the body is here: others of the same caller wait for theirs meanwhile
             body = b""
             async for part in request.stream():
                 body += part
@@ -79,8 +80,8 @@ class Reviewers:
             [said, *_] = parse_qs(body.decode(errors="replace")).get("key", [""])
             found = self._keys.find(said.rpartition(":")[2].strip())
             if found is None:
-                self._rate.take(caller)
                 return HTMLResponse(_FORM.format(problem="This is no key."), 401)
+            self._rate.take(caller, -1)
             token = secrets.token_urlsafe(32)
             self._inside[token] = self._names[found], time.monotonic() + _LASTS
             while len(self._inside) > _MOST:
