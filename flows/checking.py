@@ -13,7 +13,6 @@ from typing import Any
 from components.serve import check, reference
 from components.serve.check import Journal, Judge, Row
 from components.stage import StageError
-from flows import links
 
 REAL, AI, ERROR = 0, 1, 2
 """Exit codes: nothing is `ai`; something is; something could not be judged."""
@@ -84,6 +83,8 @@ def run(asked: Iterable[str], place: Callable[[Path], Path], load: check.Load, v
 
 def fetch(url: str) -> bytes:
     """A picture by its address, from public ones only (see `links.fetch`)."""
+    from flows import links  # and with it all that reads web pages
+
     return links.fetch(url, _MAX_BYTES)
 
 
@@ -99,7 +100,7 @@ def _names(asked: Iterable[str], place: Callable[[Path], Path]) -> list[str]:
     """Paths and addresses, folders unfolded, each once."""
     found: dict[str, None] = {}
     asked = list(asked)
-    here = [one for one in asked if one == "-" or check.is_address(one) or place(Path(one)).exists()]
+    here = {one for one in asked if one == "-" or check.is_address(one) or place(Path(one)).exists()}
     for one in asked:
         if one == "-":
             for line in sys.stdin:

@@ -136,13 +136,25 @@ def _steps(train: params.Train) -> State[Any]:
     state = share(return_state=True)
     if not state.is_completed():
         return Failed(message=state.message)
-    if not stale and _registered() != before:  # other rules, or a version that was deleted
-        return Completed(message=f"no stage had to run; version {_registered()} was registered")
-    return Completed(message="retrained" if stale else UNCHANGED)
+    return Completed(message=headline(stale, before, _registered()))
+
+
+def headline(stale: bool, before: str | None, after: str | None) -> str:
+    """What a run did, in a few words.
+
+    Args:
+        stale: whether any stage had to run.
+        before: the version that was registered last before it.
+        after: the same after it.
+    """
+    if stale:
+        return "retrained"
+    if after and after != before:  # other rules, or a version that was deleted
+        return f"no stage had to run; version {after} was registered"
+    return UNCHANGED
 
 
 def _registered() -> str | None:
-    """The version that was registered last."""
     file = Path("artifacts/registration.json")
     return json.loads(file.read_text())["version"] if file.exists() else None
 

@@ -32,10 +32,9 @@ def use(preset: str, *, force: bool, keep_sources: bool = False) -> str:
         raise StageError(f"no preset is called {preset!r}; there are {', '.join(presets)}")
     new = presets[preset].read_text()
     old = PARAMS.read_text() if PARAMS.exists() else ""
-    known = [p.read_text() for p in presets.values()]
-    changed = old and old not in known
+    compared = _without_sources if keep_sources else str
+    changed = old and compared(old) not in [compared(p.read_text()) for p in presets.values()]
     if old and keep_sources:
-        changed = _without_sources(old) not in map(_without_sources, known)
         document = parse_yaml_for_update(new, str(presets[preset]))
         document["ingest"]["sources"] = yaml.safe_load(old)["ingest"]["sources"]
         new = dumps_yaml(document)

@@ -97,3 +97,9 @@ def test_where_the_work_is_done_makes_no_stage_stale() -> None:
     for body in DVC.values():
         watched = body.get("do", body)["params"]
         assert not any(setting.split(".")[0] == "engine" for setting in watched)
+
+
+def test_a_run_says_what_it_did() -> None:
+    assert retrain.headline(True, "1", "2") == "retrained"
+    assert retrain.headline(False, "1", "1") == retrain.headline(False, "1", None) == retrain.UNCHANGED
+    assert "version 2 was registered" in retrain.headline(False, "1", "2")

@@ -13,7 +13,7 @@ import yaml
 
 from components import page, shards, stage, tracking
 from components.params import Params
-from components.preprocess.arrays import made
+from components.preprocess.arrays import identity
 from components.stage import StageError
 
 By = Literal["generator", "source"]
@@ -89,10 +89,8 @@ def prepare(index: pd.DataFrame, settings: Params, model: str, arrays: Path, fol
         arrays: from preprocess.
         folder: of the fold.
     """
-    columns = ["sha256", "shard", "row", "label", "split"]
-    digest = hashlib.sha256(pd.util.hash_pandas_object(index[columns], index=False).to_numpy().tobytes())
+    digest = hashlib.sha256(identity(arrays, index))
     digest.update(settings.train.models[model].model_dump_json().encode())
-    digest.update(json.dumps(made(arrays)).encode())
     wanted = {"training": digest.hexdigest(), "evaluation": settings.evaluate.model_dump_json()}
     known = json.loads((folder / "fold.json").read_text()) if (folder / "fold.json").exists() else {}
     if known.get("training") != wanted["training"]:

@@ -43,7 +43,7 @@ def register(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 @cache
-def options_of(name: str) -> list[str]:
+def options_of(name: str) -> tuple[str, ...]:
     """The settings of a network, read from its builder's source: Keras takes seconds to import.
 
     Raises:
@@ -57,7 +57,7 @@ def options_of(name: str) -> list[str]:
         for node in ast.parse(source).body
         if isinstance(node, ast.FunctionDef) and f"register({name!r})" in map(ast.unparse, node.decorator_list)
     ]
-    return [argument.arg for argument in builder.args.args][1:]
+    return tuple(argument.arg for argument in builder.args.args[1:])
 
 
 def check(name: str, options: Iterable[str]) -> None:

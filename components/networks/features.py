@@ -86,13 +86,13 @@ def _encoded(encoder: Any, pixels: np.ndarray, crops: bool, progress: parallel.P
     return features
 
 
-def _fingerprint(encoder: Any, made: Any, precision: str) -> str:
+def _fingerprint(encoder: Any, maker: Any, precision: str) -> str:
     """Equal for encoders that give the same features; the numbers in automatic names differ between processes."""
     keras = networks.load_keras()
     digest = hashlib.sha256(re.sub(r'_\d+"', '"', encoder.to_json()).encode())
     for variable in encoder.variables:
         digest.update(keras.ops.convert_to_numpy(variable).tobytes())
-    digest.update(json.dumps([made, precision]).encode())
+    digest.update(json.dumps([maker, precision]).encode())
     return digest.hexdigest()[:16]
 
 

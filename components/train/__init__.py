@@ -15,7 +15,7 @@ import pandas as pd
 
 from components import images, networks, stage, tracking
 from components.params import Augment, Model, Unfreeze
-from components.preprocess.arrays import made
+from components.preprocess.arrays import identity
 from components.stage import StageError
 from components.train import distribution
 from components.train.distribution import Team
@@ -322,10 +322,8 @@ def _fingerprint(model: Model, index: pd.DataFrame, arrays: Path) -> str:
     """Two trainings with the same fingerprint give the same network."""
     keras = networks.load_keras()
 
-    rows = index[["sha256", "shard", "row", "label", "split"]]
-    digest = hashlib.sha256(pd.util.hash_pandas_object(rows, index=False).to_numpy().tobytes())
+    digest = hashlib.sha256(identity(arrays, index))
     digest.update(f"{model.model_dump_json()} {keras.backend.backend()} {keras.__version__}".encode())
-    digest.update(json.dumps(made(arrays)).encode())
     if model.start and Path(model.start).is_file():
         digest.update(Path(model.start).read_bytes())
     return digest.hexdigest()[:16]

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from components import networks, params, stage, tracking
 from components.params import Model, Range, Tune
-from components.preprocess.arrays import made
+from components.preprocess.arrays import identity
 from components.stage import StageError
 from components.train import State, train
 
@@ -221,10 +221,8 @@ def _space(model: Model, settings: Tune) -> dict[str, Range | list[Any]]:
 
 def _fingerprint(model: Model, settings: Tune, index: Path, arrays: Path) -> str:
     """The same for searches whose trials can be compared."""
-    rows = pd.read_parquet(index, columns=["sha256", "label", "split"])
-    digest = hashlib.sha256(pd.util.hash_pandas_object(rows, index=False).to_numpy().tobytes())
+    digest = hashlib.sha256(identity(arrays, pd.read_parquet(index)))
     digest.update(f"{model.model_dump_json()} {settings.model_dump_json(include={'space', 'seed'})}".encode())
-    digest.update(json.dumps(made(arrays)).encode())
     return digest.hexdigest()[:12]
 
 

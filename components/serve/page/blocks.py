@@ -133,10 +133,7 @@ class Handler:
     """What the page does with a visitor's pictures.
 
     Args:
-        answering: see `components.serve.page.build`, also for what else is named as there.
-        fetch: likewise.
-        feedback: likewise.
-        trusted: likewise.
+        answering, fetch, feedback, trusted: as for `components.serve.page.build`.
         files: keeps pictures and what is made of them.
         links: keeps shared reports.
         limits: for visitors.

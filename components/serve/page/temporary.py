@@ -6,13 +6,10 @@ import fcntl
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 _PREFIX = "trueframe-ui-"
-_BEFORE = ("trueframe-page-*", "trueframe-links-*")  # of pages that didn't lock theirs
-_DAY = 86400  # s in which such a page would have written something
 
 
 def folder() -> Path:
@@ -35,14 +32,9 @@ def remove(path: Path) -> None:
 
 
 def _sweep() -> None:
-    base = Path(tempfile.gettempdir())
-    for path in base.glob(f"{_PREFIX}*"):
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError), _locked(path):  # in use, or another user's
             remove(path)
-    for path in (path for pattern in _BEFORE for path in base.glob(pattern)):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _DAY:
-                remove(path)
 
 
 @contextlib.contextmanager
