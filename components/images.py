@@ -41,8 +41,7 @@ def open_image(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("empty file")
     Image.init()
-    if data[4:8] == b"ftyp":
-        _register_heif()
+    unread = _register_heif() if data[4:8] == b"ftyp" else ""
     blocks = metadata.walk(data)
     _refuse_bomb(blocks.exif)
     if blocks.claimed > 4 * len(data) or blocks.copied > _COPIED or blocks.parts > _PARTS:
@@ -50,7 +49,7 @@ def open_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError:
-        raise ImageError("not an image in a format that is read here") from None
+        raise ImageError(f"not an image in a format that is read here{unread}") from None
     except Image.DecompressionBombError:
         raise ImageError(f"more than {MAX_PIXELS:,} pixels; refused as a decompression bomb") from None
     except Exception as error:  # Pillow's plugins raise many kinds; AVIF's a RuntimeError
@@ -264,11 +263,15 @@ def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _register_heif() -> None:
-    """Only for files that may be HEIC: it loads libraries of 20 MB."""
-    import pillow_heif
+def _register_heif() -> str:
+    """Only for files that may be HEIC: it loads libraries of 20 MB. Says why it can't, or nothing."""
+    try:
+        import pillow_heif
 
-    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+        pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+    except Exception as error:  # missing, or made for other libraries than are here
+        return f"; HEIC isn't, since the package pillow-heif is missing or doesn't work ({error})"
+    return ""
 
 
 def _refuse_bomb(exif: bytes) -> None:

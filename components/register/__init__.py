@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from components.register.registry import (
     Registry,
     Version,
 )
+from components.serve import environment
 from components.stage import StageError
 
 _IDENTITY = "detector_sha256"
@@ -41,7 +41,6 @@ _DECISION = "gate"
 _AGAINST = "gate_against"
 _RULES = "gate_rules"
 _SIZE = "network_bytes"
-_REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow", "pyyaml")
 _ROUNDS = 15  # of one image through both detectors
 _AT_ONCE = 8  # degraded pictures held in memory
 
@@ -142,12 +141,6 @@ def _identity(inputs: Inputs, name: str) -> str:
     return digest.hexdigest()
 
 
-def _packages(inputs: Inputs, name: str) -> list[str]:
-    """What serving a candidate needs; keras-hub only where an encoder is made of its layers."""
-    configs = [zipfile.ZipFile(file).read("config.json") for file in _networks(inputs, name).values()]
-    return [*_REQUIREMENTS, *(["keras-hub"] if any(b'"keras_hub' in config for config in configs) else [])]
-
-
 def _known(registry: Registry, identity: str) -> Version | None:
     """The version of a candidate; of several the first, and the others go.
 
@@ -205,7 +198,7 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
             python_model=str(package / "serve" / "pyfunc.py"),
             artifacts={key: str(file) for key, file in files.items()},
             code_paths=[str(package)],
-            pip_requirements=[f"{package}=={installed(package)}" for package in _packages(inputs, name)],
+            pip_requirements=environment.pinned(environment.packages(_networks(inputs, name).values())),
             signature=signature,
         )
         stored = _stored(mlflow, logged.model_uri, sums, Path(scratch, "stored"))

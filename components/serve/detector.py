@@ -24,6 +24,7 @@ from components.networks.familiarity import Familiarity
 from components.networks.inference import Ensemble, Member, Scorer
 from components.serve import provenance
 from components.serve.provenance.credentials import trust_list
+from components.serve.provenance.text import why
 
 FIELDS = ("label", "probability", "verdict", "threshold", "model_version", "provenance", "warnings", "error")
 _BLOCK = 256  # images in one go, at most
@@ -173,6 +174,10 @@ class Detector:
             return Opened(seen, equal if explain else None, pixels.size, quality, found)
         except images.ImageError as error:
             return Opened(None, error=str(error))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a decoder does costs its own row
+            return Opened(None, error=f"can't be read here: {why(error)}")
 
     def _verdict(self, logit: float, distance: float, one: Opened, decision: Decision) -> dict[str, Any]:
         p = _sigmoid(logit / self._temperature)

@@ -59,8 +59,8 @@ class Reference:
         """The last detector whose pictures are no larger than this one, or the first."""
         try:
             side = min(images.open_image(as_bytes(file)).size)
-        except images.ImageError:
-            side = 0  # which its row will say
+        except Exception:  # which its row will say
+            side = 0
         return max([number for number, part in enumerate(self._parts) if part.scope["min_side"] <= side], default=0)
 
 

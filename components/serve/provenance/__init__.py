@@ -5,11 +5,12 @@ after the end of the file change nothing. It can all be forged, but for a truste
 nothing.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from components import metadata
 from components.serve.provenance import credentials, generators, source_types, xmp
-from components.serve.provenance.text import clean, packed_text
+from components.serve.provenance.text import clean, packed_text, why
 
 NOTE = (
     "This is what the file says of itself. Metadata can be forged or removed, and what is missing proves nothing; "
@@ -25,26 +26,37 @@ _PROGRAM, _VERSION, _CREDIT = 65, 70, 110  # IPTC-IIM, record 2
 
 
 def read(data: bytes) -> dict[str, Any]:
-    """Read an image file's metadata. Never raises, whatever the bytes are.
+    """Read an image file's metadata. Never raises, whatever the bytes are and whichever reader is missing or breaks.
 
     Args:
         data: a whole file.
 
     Returns:
-        `note`, which says what this is worth, and of these what is there: `c2pa` (see `credentials.read`),
-        `generator` (see `generators.read`), `digital_source_type` (`term` of the IPTC's vocabulary and its
-        `meaning`), `camera` (`make`, `model`, `lens`, `taken`), `software`, `credit`. Texts are short and free of
-        control characters; the whole can be written as JSON.
+        `note`, which says what this is worth and which readers failed, and of these what is there: `c2pa` (see
+        `credentials.read`), `generator` (see `generators.read`), `digital_source_type` (`term` of the IPTC's
+        vocabulary and its `meaning`), `camera` (`make`, `model`, `lens`, `taken`), `software`, `credit`. Texts are
+        short and free of control characters; the whole can be written as JSON.
     """
-    blocks = metadata.walk(data)
-    exif = _exif(blocks.exif)
-    texts = packed_text(blocks.text)
-    properties = xmp.read(texts.pop(xmp.KEYWORD, "").encode() or blocks.xmp)
-    iptc = _iptc(blocks.iptc)
+    unread: list[str] = []
+
+    def read_by(reader: Callable[..., Any], what: str, *given: Any) -> Any:
+        """What a reader finds; one that is missing or breaks costs its own field and no other."""
+        try:
+            return reader(*given)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a panic of a library in Rust is no Exception
+            unread.append(f"{what} ({why(error)})")
+
+    blocks = read_by(metadata.walk, "metadata", data) or metadata.Blocks()
+    exif = read_by(_exif, "EXIF", blocks.exif) or {}
+    texts = read_by(packed_text, "texts", blocks.text) or {}
+    properties = read_by(xmp.read, "XMP", texts.pop(xmp.KEYWORD, "").encode() or blocks.xmp) or {}
+    iptc = read_by(_iptc, "IPTC", blocks.iptc) or {}
     found: dict[str, Any] = {}
-    if blocks.c2pa:
-        found["c2pa"] = credentials.read(data, blocks.format)
-    if generator := generators.read(texts, exif):
+    if blocks.c2pa and (checked := read_by(credentials.read, "Content Credentials", data, blocks.format)):
+        found["c2pa"] = checked
+    if generator := read_by(generators.read, "a generator's settings", texts, exif):
         found["generator"] = generator
     if term := properties.get("DigitalSourceType"):
         found["digital_source_type"] = source_types.explain(term)
@@ -62,6 +74,8 @@ def read(data: bytes) -> dict[str, Any]:
             break
     if credit := properties.get("Credit") or iptc.get(_CREDIT):
         found["credit"] = clean(credit, 200)
+    if unread:
+        return {**found, "note": f"{NOTE} Its reader doesn't work here, so this was not read: {', '.join(unread)}."}
     return {**found, "note": NOTE if found else NOTHING}
 
 

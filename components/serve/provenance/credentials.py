@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.serve.provenance import source_types
-from components.serve.provenance.text import clean
+from components.serve.provenance.text import clean, why
 from components.stage import StageError
 
 TRUST_LIST = "TRUEFRAME_C2PA_TRUST_LIST"
@@ -19,6 +19,7 @@ _MEANINGS = {
     "valid": "unchanged since it was signed, but the signer is not on a trust list: anybody can make such a signature",
     "invalid": "changed after it was signed, or not signed as it must be: what it says is worth nothing",
     "unreadable": "there is a manifest, but it is damaged",
+    "unchecked": "there is a manifest, but it can't be checked here, which says nothing of the picture",
 }
 # What a signer's certificate must be meant for, one of: C2PA claims, e-mail, documents; and time stamps, their status.
 _PURPOSES = (
@@ -56,20 +57,30 @@ def read(data: bytes, media_type: str) -> dict[str, Any]:
         media_type: of the file.
 
     Returns:
-        `state`: `trusted`, `valid` (but by an unknown signer), `invalid` or `unreadable`; its `meaning`; and of these
-        what is there: `problems` (codes of the C2PA specification with an explanation), `signer`, `signed` (a
-        time), `generator`, `actions`, `digital_source_types`, and `ingredients`, manifests of what the picture
-        was made from, each with `signer`, `generator`, `actions` and `digital_source_types`.
+        `state`: `trusted`, `valid` (but by an unknown signer), `invalid`, `unreadable`, or `unchecked` where the
+        library or the trust list is missing, or doesn't know such files; its `meaning`; and of these what is there:
+        `problems` (codes of the C2PA specification with an explanation), `signer`, `signed` (a time), `generator`,
+        `actions`, `digital_source_types`, and `ingredients`, manifests of what the picture was made from, each with
+        `signer`, `generator`, `actions` and `digital_source_types`.
     """
+    try:
+        library, context = _library(), _context(trust_list())
+    except StageError:  # which names a path of the server's
+        return _stated("unchecked", ["the list of trusted signers can't be read"])
+    except Exception as error:  # missing, or made for another system
+        return _stated("unchecked", [why(error)])
     try:
         if data.count(_MANIFEST) > _MOST_MANIFESTS:
             raise ValueError(f"more than {_MOST_MANIFESTS} manifests")
-        store = _checked(data, media_type)
+        with library.Reader(media_type, io.BytesIO(data), context=context) as reader:
+            store = dict(json.loads(reader.json()))
         active = store.get("active_manifest")
         manifests = store["manifests"]
         found = _manifest(manifests[active])
         state = {"Trusted": "trusted", "Valid": "valid"}.get(store["validation_state"], "invalid")
         ingredients = [_manifest(one) for label, one in list(manifests.items())[:_MOST] if label != active]
+    except library.C2paError.NotSupported as error:
+        return _stated("unchecked", [clean(str(error), 200)])
     except Exception as error:  # the library has two dozen kinds
         return _stated("unreadable", [clean(str(error), 200)])
     problems = [
@@ -81,12 +92,6 @@ def read(data: bytes, media_type: str) -> dict[str, Any]:
 
 def _stated(state: str, problems: list[str]) -> dict[str, Any]:
     return {"state": state, "meaning": _MEANINGS[state], **({"problems": problems} if problems else {})}
-
-
-def _checked(data: bytes, media_type: str) -> dict[str, Any]:
-    context = _context(trust_list())
-    with _library().Reader(media_type, io.BytesIO(data), context=context) as reader:
-        return dict(json.loads(reader.json()))
 
 
 def _library() -> Any:

@@ -24,6 +24,13 @@ def clean(value: Any, length: int) -> str:
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
+def why(error: BaseException) -> str:
+    """What a library failed of, in a few words."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"the Python module {error.name} is missing"
+    return clean(f"{type(error).__name__}: {error}".removesuffix(": "), 200)
+
+
 def decoded(value: bytes) -> str:
     """UTF-8, or else Latin-1; ends at the first zero."""
     value = value.split(b"\0")[0]
