@@ -18,7 +18,7 @@ bench: .venv/.ready
 	$(BIN)/python -m benchmarks
 
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url
-IMAGE := --extra shared --extra ui --extra kubernetes -c requirements.lock
+IMAGE := --extra foundation --extra shared --extra ui --extra kubernetes -c requirements.lock
 
 lock: .venv/.ready
 	$(COMPILE) --extra dev pyproject.toml -o requirements.lock

@@ -1,6 +1,7 @@
 """The packages that a detector needs to answer, wherever it is served: a registered version names them all."""
 
 import os
+import sys
 import zipfile
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
@@ -42,10 +43,14 @@ def packages(networks: Iterable[Path]) -> list[str]:
     Args:
         networks: their `.keras` files.
     """
-    configs = [zipfile.ZipFile(file).read("config.json") for file in networks]
-    encoder = ["keras-hub"] if any(b'"keras_hub' in config for config in configs) else []
     backend = [name for name in _BACKENDS if name == os.environ.get("KERAS_BACKEND")]
-    return [*PACKAGES, *encoder, *backend]
+    return [*PACKAGES, *encoders(networks), *backend]
+
+
+def encoders(networks: Iterable[Path]) -> list[str]:
+    """keras-hub, where an encoder is made of its layers."""
+    configs = [zipfile.ZipFile(file).read("config.json") for file in networks]
+    return ["keras-hub"] if any(b'"keras_hub' in config for config in configs) else []
 
 
 def pinned(names: Iterable[str]) -> list[str]:
@@ -90,10 +95,10 @@ def _needed(asked: Sequence[Requirement], platform: dict[str, str]) -> dict[str,
         name = canonicalize_name(requirement.name)
         try:
             package = distribution(name)
-        except PackageNotFoundError:
-            if requirement in asked:
+        except PackageNotFoundError:  # another platform's, or else nothing that was asked for
+            if requirement in asked and platform["sys_platform"] == sys.platform:
                 raise StageError(f"{name} is not installed, and serving needs it; `pip install {name}`") from None
-            continue  # another platform's
+            continue
         needed.setdefault(name, []).append(requirement.specifier)
         for more in {"", *requirement.extras} - {of for whose, of in followed if whose == name}:
             followed.add((name, more))

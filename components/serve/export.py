@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 import components
 from components import images, integrity, networks, stage
 from components.networks.familiarity import Familiarity
+from components.serve import environment
 from components.serve.files import Files
 from components.stage import StageError
 
@@ -255,4 +256,7 @@ def _space(detectors: Sequence[Files], version: str, folder: Path) -> None:
             source = getattr(files, name)
             (shutil.copytree if source.is_dir() else shutil.copy)(source, getattr(target, name))
         integrity.write(target.card.parent)
+    networks = [path for path in folder.glob("models/**/*") if path.suffix == ".keras"]
+    with (folder / "requirements.txt").open("a") as requirements:
+        requirements.writelines(f"{package}\n" for package in environment.encoders(networks))
     stage.replace(folder / "models" / "version", lambda partial: partial.write_text(f"{version}\n"))

@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from components import images, networks, robustness, shards
 from components.networks.familiarity import Familiarity
 from components.networks.inference import Scorer
 from components.params import Register
-from components.register import LINEAGE, Inputs, _Champion, _packages, register
+from components.register import LINEAGE, Inputs, _Champion, register
 from components.register.registry import Registry
 from components.stage import StageError
 
@@ -321,11 +320,3 @@ def test_the_champion_scores_what_it_has_not_seen(inputs: Inputs) -> None:
 def test_what_cannot_be_done_says_why(inputs: Inputs) -> None:
     with pytest.raises(StageError, match=r"metrics\.json: not here"):
         run(inputs, "never-evaluated", model="absent")
-
-
-def test_a_detector_asks_for_keras_hub_where_its_encoder_is_from_there(inputs: Inputs) -> None:
-    candidate(inputs, "plain", 0.9, 0)
-    assert "keras-hub" not in _packages(inputs, "plain")
-    with zipfile.ZipFile(inputs.models / "plain/network.keras", "w") as file:
-        file.writestr("config.json", json.dumps({"layers": [{"module": "keras_hub.src.models.vit.vit_backbone"}]}))
-    assert "keras-hub" in _packages(inputs, "plain")

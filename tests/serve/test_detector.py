@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import struct
 import time
@@ -100,6 +101,26 @@ def test_it_sees_what_the_network_was_trained_on(detector: Detector, tmp_path: P
     (answer,) = detector.score([data], explain=False)
     assert answer["probability"] == pytest.approx(1 / (1 + np.exp(-logits.mean())), abs=1e-5)
     assert np.ptp(logits) > 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("its own"), SystemExit(3), MemoryError()])
+@pytest.mark.parametrize("broken", ["images.open_image", "images.to_rgb", "images.jpeg_quality", "provenance.read"])
+def test_a_decoder_that_breaks_costs_its_own_row(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch, broken: str, error: BaseException
+) -> None:
+    module, name = broken.split(".")
+    works = getattr(globals()[module], name)
+    calls = itertools.count()
+
+    def breaks(*given: object) -> object:
+        if next(calls) == 1:
+            raise error
+        return works(*given)
+
+    monkeypatch.setattr(globals()[module], name, breaks)
+    rows = detector.score([picture(n) for n in range(3)])
+    assert [row["error"] is None for row in rows] == [True, False, True]
+    assert rows[1]["error"].startswith(f"can't be read here: {type(error).__name__}") and rows[1]["label"] is None
 
 
 def test_base64_and_bytes_are_the_same(detector: Detector) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,16 @@ def test_litert_answers_as_keras_does(some: Files, pictures: list[Image.Image], 
         runner(**{name: values[i : i + 1] for name, values in inputs.items()}) for i in range(len(pictures))
     ]
     check({key: np.concatenate([row[key] for row in rows]) for key in answers}, answers)
+
+
+@pytest.mark.parametrize("module", ["keras.layers", "keras_hub.src.models.vit.vit_backbone"])
+def test_a_space_requires_what_its_networks_are_made_of(pair: Files, tmp_path: Path, module: str) -> None:
+    network = shutil.copytree(pair.network, tmp_path / "networks") / "crops.keras"
+    with zipfile.ZipFile(network, "w") as file:
+        file.writestr("config.json", json.dumps({"layers": [{"module": module}]}))
+    export([replace(pair, network=network.parent)], "1", "space", tmp_path / "space")
+    required = (tmp_path / "space/requirements.txt").read_text().splitlines()
+    assert ("keras-hub" in required) == (module != "keras.layers") and "sd-parsers" in required
 
 
 def test_nothing_is_written_over(pair: Files, tmp_path: Path) -> None:

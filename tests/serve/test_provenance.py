@@ -591,6 +591,82 @@ def test_nothing_is_fetched(authority: signing.Authority, plain: Callable[[str],
     assert asked == []
 
 
+class Panic(BaseException):
+    """As libraries in Rust have it: no `Exception`."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("its own"), RecursionError(), MemoryError(), SystemExit(3), GeneratorExit(), Panic("at line 7")],
+)
+@pytest.mark.parametrize(
+    ("module", "reader", "named", "loses"),
+    [
+        ("components.metadata", "walk", "metadata", {"camera", "software", "digital_source_type", "generator", "c2pa"}),
+        ("components.serve.provenance", "_exif", "EXIF", {"camera"}),
+        ("components.serve.provenance", "packed_text", "texts", {"generator", "digital_source_type"}),
+        ("components.serve.provenance.xmp", "read", "XMP", {"digital_source_type"}),
+        ("components.serve.provenance", "_iptc", "IPTC", set()),
+        ("components.serve.provenance.credentials", "read", "Content Credentials", {"c2pa"}),
+        ("components.serve.provenance.generators", "read", "a generator's settings", {"generator"}),
+        ("components.serve.provenance.source_types", "explain", "", {"digital_source_type", "c2pa"}),
+    ],
+)
+def test_a_reader_that_breaks_costs_what_it_reads(
+    authority: signing.Authority,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    reader: str,
+    named: str,
+    loses: set[str],
+    error: BaseException,
+) -> None:
+    data = authority.sign(fuzz.valid()["png"], "image/png")
+    whole = provenance.read(data)
+    assert whole.keys() == {"camera", "software", "digital_source_type", "generator", "c2pa", "note"}
+
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"{module}.{reader}", broken)
+    found = provenance.read(data)
+    assert whole.keys() - found.keys() == loses
+    assert (
+        found["note"].startswith(provenance.NOTE) and f"Not read, as its reader failed here: {named}" in found["note"]
+    )
+    assert type(error).__name__ in found["note"]
+
+
+def test_only_who_works_at_the_keyboard_ends_a_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(provenance, "_exif", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        provenance.read(fuzz.valid()["jpeg"])
+
+
+def test_a_signature_that_cannot_be_checked_here_is_not_called_damaged(
+    authority: signing.Authority, plain: Callable[[str], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed = authority.sign(plain("JPEG"), "image/jpeg")
+    # An older library doesn't know every kind of file.
+    assert credentials.read(plain("JPEG2000"), "image/jp2")["state"] == "unchecked"
+    # The trust list was there at the start, and is gone.
+    monkeypatch.setenv(credentials.TRUST_LIST, str(tmp_path / "gone.pem"))
+    found = provenance.read(signed)["c2pa"]
+    assert (found["state"], found["problems"]) == ("unchecked", ["the list of trusted signers can't be read"])
+    monkeypatch.delenv(credentials.TRUST_LIST)
+
+    def unloadable() -> None:
+        raise OSError("libc2pa_c.so: version `GLIBC_2.99' not found")
+
+    monkeypatch.setattr(credentials, "_library", unloadable)
+    found = provenance.read(signed)["c2pa"]
+    assert found["state"] == "unchecked" and "GLIBC_2.99" in found["problems"][0]
+    assert "damaged" not in found["meaning"]
+
+
 def test_only_files_that_need_them_load_the_libraries(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
     code = (

@@ -58,8 +58,9 @@ def read(data: bytes) -> dict[str, Any]:
         found["c2pa"] = checked
     if generator := read_by(generators.read, "a generator's settings", texts, exif):
         found["generator"] = generator
-    if term := properties.get("DigitalSourceType"):
-        found["digital_source_type"] = source_types.explain(term)
+    term = properties.get("DigitalSourceType")
+    if term and (explained := read_by(source_types.explain, "a digital source type", term)):
+        found["digital_source_type"] = explained
     camera = {
         name: clean(exif[tag], 100)
         for name, tag in (("make", _MAKE), ("model", _MODEL), ("lens", _LENS), ("taken", _TAKEN))
@@ -75,7 +76,7 @@ def read(data: bytes) -> dict[str, Any]:
     if credit := properties.get("Credit") or iptc.get(_CREDIT):
         found["credit"] = clean(credit, 200)
     if unread:
-        return {**found, "note": f"{NOTE} Its reader doesn't work here, so this was not read: {', '.join(unread)}."}
+        return {**found, "note": f"{NOTE} Not read, as its reader failed here: {', '.join(unread)}."}
     return {**found, "note": NOTE if found else NOTHING}
 
 

@@ -81,7 +81,7 @@ def read(data: bytes, media_type: str) -> dict[str, Any]:
         ingredients = [_manifest(one) for label, one in list(manifests.items())[:_MOST] if label != active]
     except library.C2paError.NotSupported as error:
         return _stated("unchecked", [clean(str(error), 200)])
-    except Exception as error:  # the library has two dozen kinds
+    except (library.C2paError, LookupError, ValueError, TypeError, AttributeError) as error:
         return _stated("unreadable", [clean(str(error), 200)])
     problems = [
         clean(f"{one.get('code')}: {one.get('explanation')}", 200) for one in store.get("validation_status") or []
