@@ -256,7 +256,7 @@ def _space(detectors: Sequence[Files], version: str, folder: Path) -> None:
             source = getattr(files, name)
             (shutil.copytree if source.is_dir() else shutil.copy)(source, getattr(target, name))
         integrity.write(target.card.parent)
-    networks = [path for path in folder.glob("models/**/*") if path.suffix == ".keras"]
+    networks = [path for path in folder.glob("models/**/*.keras") if path.is_file()]
     with (folder / "requirements.txt").open("a") as requirements:
         requirements.writelines(f"{package}\n" for package in environment.encoders(networks))
     stage.replace(folder / "models" / "version", lambda partial: partial.write_text(f"{version}\n"))

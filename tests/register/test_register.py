@@ -137,7 +137,7 @@ def test_the_version_loads_without_this_project_on_the_path(inputs: Inputs, tmp_
     folder = Path(registry.mlflow.artifacts.download_artifacts("models:/portable/1"))
     assert (folder / "code/components/serve/detector.py").exists()
     assert "tensorflow==" in (folder / "requirements.txt").read_text()
-    assert "http" not in (folder / "requirements.txt").read_text()
+    assert "://" not in (folder / "requirements.txt").read_text()
     assert (folder / "artifacts/model_card.md").read_text().startswith("# a\n")
     described = registry.client.get_model_version("portable", "1").description
     assert described.startswith("A detector, right in 80%.") and "Use and limits" not in described
