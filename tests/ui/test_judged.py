@@ -28,7 +28,7 @@ ROW: dict[str, Any] = {
 
 def test_provenance_is_shown_apart_and_as_text(small: Files, jpeg: Callable[..., bytes], tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
-    one = Judged("a $x$ <i>.jpg", tmp_path / "a.jpg", ROW, About.of("version 3", [small], None))
+    one = Judged("a $x$ <i>.jpg", tmp_path / "a.jpg", ROW, About.of("version 3", (small, None)))
     assert dict(parts.provenance_lines(one)) == {
         "camera make": "Make <b>",
         "camera model": "One",
@@ -46,12 +46,12 @@ def test_provenance_is_shown_apart_and_as_text(small: Files, jpeg: Callable[...,
 
 def test_without_a_verdict_the_reason_stands_there(small: Files, tmp_path: Path) -> None:
     row = ROW | {"verdict": "uncertain", "warnings": ["8 × 8 px is too small to judge"]}
-    one = Judged("a", tmp_path / "a", row, About.of("version 3", [small], None))
+    one = Judged("a", tmp_path / "a", row, About.of("version 3", (small, None)))
     assert one.verdict() == "Uncertain" and "8 × 8 px is too small to judge" in one.why()
 
 
 def test_errors_name_the_nearest_tier(small: Files) -> None:
-    card = About.of("version 3", [small], None).parts[0].card
+    card = About.of("version 3", (small, None)).own.card
     assert "re-saved at quality 50 it judges 71% rightly" in " ".join(card.errors(60))
     assert "re-saved" not in " ".join(card.errors(None))
     assert card.trained_on() == "art: 241 real and 309 AI-generated pictures"

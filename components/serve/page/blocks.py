@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from components.serve.page import Limits, Shelf
 
 _INTRO = """# Is this picture AI-generated?
-Drop a picture, choose it, paste it (Ctrl+V) or give its link. {name} answers; it is wrong now and then, so take it as a
+Drop a picture, choose it, paste it (Ctrl+V) or give its link. {who} Answers are wrong now and then, so take them as a
 hint and no proof."""
 _CONSENT = "I have the right to give this picture, and agree that it is stored to train the next detector"
 _GONE = "The picture was deleted by now; give it once more."
@@ -158,8 +158,7 @@ class Handler:
 
     def introduction(self) -> str:
         """What stands above all."""
-        name = self.answering().name
-        return _INTRO.format(name=name[0].upper() + name[1:])
+        return _INTRO.format(who=self.answering().introduction())
 
     def judge_file(self, path: str | None) -> tuple[Any, ...]:
         """The verdict for an uploaded file, which is then deleted."""
