@@ -46,7 +46,7 @@ _REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow", "
 _ROUNDS = 15  # of one image through both detectors
 _AT_ONCE = 8  # degraded pictures held in memory
 _MOST = 2000  # test images that a reference detector is asked about
-_UNSEEN = "no reference detector was judged on pictures like its test images"
+_UNSEEN = "no reference detector that is here was judged on pictures like its test images"
 
 
 @dataclass(frozen=True)

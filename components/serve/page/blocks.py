@@ -230,17 +230,19 @@ class Handler:
         paths = paths or []
         if len(paths) > self.limits.batch:
             return None, _problem(f"{len(paths)} files; {self.limits.batch} at once are the limit."), gr.skip()
-        answers = self.answering().detector.score([self._taken(path) for path in paths])
+        about = self.answering()
+        answers = about.detector.score([self._taken(path) for path in paths])
         rows = [{"path": Path(path).name, **row} for path, row in zip(paths, answers, strict=True)]
         file = self.files.put(f"trueframe-{secrets.token_hex(8)}.csv", b"")
         check.write(rows, file)
-        lines = [["file", "verdict", "probability", "notes"]]
+        lines = [["file", "verdict", "probability", "answered by", "notes"]]
         for row in rows:
             p = "" if row["error"] else f"{row['probability']:.0%}"
             notes = "; ".join(
                 [*row["warnings"], *(["says something of its origin"] if row["provenance"].keys() - {"note"} else [])]
             )
-            lines.append([row["path"], parts.said(row), p, notes])
+            by = "" if row["error"] else about.part(row).name
+            lines.append([row["path"], parts.said(row), p, by, notes])
         return (
             None,
             f"<p role=status>{len(rows)} pictures judged.</p>{table('Verdicts', lines)}",
