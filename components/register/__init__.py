@@ -21,8 +21,8 @@ import pandas as pd
 from PIL import Image
 
 import components
-from components import images, integrity, parallel, robustness, shards, stage, tracking
-from components.params import Register
+from components import images, integrity, metrics, parallel, robustness, shards, stage, tracking
+from components.params import Gate, Register
 from components.register import gate
 from components.register.registry import (
     CHALLENGER,
@@ -342,9 +342,10 @@ def _compared(
     their_after = other.degraded(own_after, settings.gate.degraded_images, index, inputs.data)
     own_after = own_after.set_index("sha256").loc[their_after.index]
     names = list(their_after.columns)
+    labels = (test["label"] == "ai").to_numpy()
     has_cost = other.detector and not other.uncosted
     seconds = _latencies([other.detector, registry.load(version.number)]) if has_cost else [None, None]
-    return gate.compare(
+    rules = gate.compare(
         gate.Judged(
             other.threshold,
             test["champion"].to_numpy(),
@@ -364,7 +365,7 @@ def _compared(
             proof["probability"].to_numpy(),
         ),
         gate.Images(
-            (test["label"] == "ai").to_numpy(),
+            labels,
             index.loc[test["sha256"], "source"].to_numpy(str),
             (own_after["label"] == "ai").to_numpy(),
             names,
@@ -373,6 +374,8 @@ def _compared(
         ),
         settings,
     )
+    by_chance = other.by_chance(labels, test["champion"].to_numpy(), settings.gate)
+    return [rules[0], *(gate.without(rule.rule, rule.limit, by_chance) for rule in rules[1:])] if by_chance else rules
 
 
 def _tested(name: str, inputs: Inputs) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -416,6 +419,10 @@ class _Champion:
     def is_enough(self, test: pd.DataFrame) -> bool:
         """Whether the test images of which it says something are worth a comparison."""
         return True
+
+    def by_chance(self, labels: np.ndarray, probabilities: np.ndarray, settings: Gate) -> str:
+        """Why nothing but the gain may be asked for: it is right by chance; empty where it isn't."""
+        return ""
 
     def scores(self, wanted: pd.Series, index: pd.DataFrame, data: Path) -> pd.Series:
         """P(ai) of test images.
@@ -523,6 +530,15 @@ class _Reference(_Champion):
     def is_enough(self, test: pd.DataFrame) -> bool:
         """Whether there are some of both classes."""
         return all((test["label"] == label).sum() >= gate.FEW for label in shards.LABELS)
+
+    def by_chance(self, labels: np.ndarray, probabilities: np.ndarray, settings: Gate) -> str:
+        """Whoever calls all of them real is right about all real ones: that is no measure for anybody else."""
+        drawn = [
+            metrics.weighted(labels, probabilities, self.threshold, weights)["balanced_accuracy"]
+            for weights in metrics.resampled(len(labels), settings.bootstrap, settings.seed)
+        ]
+        low = float(np.nanpercentile(np.concatenate(drawn), 2.5))
+        return "" if low > 0.5 else f"{self.name} tells these images apart no better than chance"
 
     def scores(self, wanted: pd.Series, index: pd.DataFrame, data: Path) -> pd.Series:
         """See `_Champion.scores`; nothing of those that it isn't asked about."""

@@ -149,13 +149,13 @@ def compare(champion: Judged, candidate: Judged, images: Images, settings: Regis
 
     def difference(name: str, figures: tuple[Figure, Figure], n: int, limit: float, sign: int, why: str) -> Rule:
         if not n:
-            return _without(name, limit, why)
+            return without(name, limit, why)
         before, now = (float(figure(np.ones((1, n)))[0]) for figure in figures)
         drawn = [np.stack([f(w) for f in figures]) for w in metrics.resampled(n, gate.bootstrap, gate.seed)]
         theirs, own = np.concatenate(drawn, axis=1)
         found = metrics.interval(own - theirs, now - before)
         if found is None:
-            return _without(name, limit, "not defined on these test images")
+            return without(name, limit, "not defined on these test images")
         return Rule(name, before, now, now - before, found, limit, _verdict(found, limit, sign), why)
 
     n, m = len(images.labels), len(images.degraded)
@@ -213,7 +213,8 @@ def _number(value: float | None, unit: str) -> str:
     return {"": f"{value:.4f}", "×": f"× {value:.2f}", "MiB": f"{value:.2f} MiB", "ms": f"{value:.1f} ms"}[unit]
 
 
-def _without(name: str, limit: float, why: str) -> Rule:
+def without(name: str, limit: float, why: str) -> Rule:
+    """A rule by which the two can't be compared."""
     return Rule(name, None, None, None, None, limit, "not comparable", why)
 
 
@@ -280,7 +281,7 @@ def _regression(champion: Judged, candidate: Judged, images: Images, gate: Gate)
     theirs, own = ((one.regression >= one.threshold) == images.regression for one in (champion, candidate))
     n, known = len(theirs), int(theirs.sum())
     if not known:
-        return _without(
+        return without(
             name, limit, f"{champion.name} gets none of {n:,} reported mistakes right" if n else "it is empty"
         )
     lost = np.flatnonzero(theirs & ~own)
@@ -294,7 +295,7 @@ def _regression(champion: Judged, candidate: Judged, images: Images, gate: Gate)
 
 def _size(champion: Judged, candidate: Judged, gate: Gate) -> Rule:
     if not champion.size or not candidate.size:
-        return _without("size", gate.size, champion.uncosted or "it isn't recorded of both")
+        return without("size", gate.size, champion.uncosted or "it isn't recorded of both")
     factor = candidate.size / champion.size
     theirs, own = champion.size / 2**20, candidate.size / 2**20
     return Rule("size", theirs, own, factor, None, gate.size, _verdict([factor, factor], gate.size, -1), "", "MiB")
@@ -303,7 +304,7 @@ def _size(champion: Judged, candidate: Judged, gate: Gate) -> Rule:
 def _latency(champion: Judged, candidate: Judged, gate: Gate) -> Rule:
     """The median for one image; rounds are resampled in pairs, since a busy machine slows both."""
     if champion.seconds is None or candidate.seconds is None:
-        return _without("latency", gate.latency, champion.uncosted or f"{champion.name} can't be loaded")
+        return without("latency", gate.latency, champion.uncosted or f"{champion.name} can't be loaded")
     rounds = len(champion.seconds)
     drawn = np.random.default_rng(gate.seed).integers(0, rounds, (gate.bootstrap, rounds))
     factors = np.median(candidate.seconds[drawn], axis=1) / np.median(champion.seconds[drawn], axis=1)

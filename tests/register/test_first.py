@@ -21,6 +21,7 @@ from components.stage import StageError
 
 N = 40
 SIDE = 40
+EVERY_OTHER = np.arange(N) % 2 == 0
 ANY, NONE = np.inf, 1e-9
 Make = Callable[..., dict[str, Any]]
 
@@ -69,16 +70,30 @@ def refer(kept: Path, name: str, scope: tuple[int, int | None], familiar: float 
     integrity.write(kept / name)
 
 
+def skilled(kept: Path, name: str, data: Path) -> np.ndarray:
+    """Labels by which a reference detector is right about four of five pictures; true for `ai`."""
+    [shard] = data.rglob("*.parquet")
+    rows = reference.Reference(kept / name).score(list(shards.files(shard)))
+    p = np.array([row["probability"] for row in rows])
+    decision = json.loads((kept / name / "decision.json").read_text())
+    cut = float(np.median(p))
+    (kept / name / "decision.json").write_text(json.dumps(decision | dict.fromkeys(("threshold", "low", "high"), cut)))
+    integrity.write(kept / name)
+    return (p >= cut) ^ (np.arange(N) % 5 == 0)
+
+
 @pytest.fixture
 def run(inputs: Inputs) -> Make:
     """Register a candidate that is right about a share of the test images."""
 
-    def go(name: str, right: float, model: str, n: int = N, **changed: object) -> dict[str, Any]:
+    def go(
+        name: str, right: float, model: str, n: int = N, is_ai: np.ndarray = EVERY_OTHER, **changed: object
+    ) -> dict[str, Any]:
         detector(inputs.evaluations / name, (16, None))
         (inputs.models / name).mkdir(parents=True)
         (inputs.evaluations / name / "network.keras").rename(inputs.models / name / "network.keras")
         (inputs.evaluations / name / "run.json").write_text(json.dumps({"run_id": "0" * 32}))
-        is_ai = np.arange(n) % 2 == 0
+        is_ai = is_ai[:n]
         p = np.where(is_ai == (np.arange(n) < round(n * right)), 0.9, 0.1)
         rows = pd.DataFrame({"sha256": [f"{i:064d}" for i in range(n)], "label": np.where(is_ai, "ai", "real")})
         rows.assign(probability=p, split="test").to_parquet(inputs.evaluations / name / "predictions.parquet")
@@ -92,10 +107,12 @@ def run(inputs: Inputs) -> Make:
     return go
 
 
-def test_it_is_the_champion_unless_it_is_worse_than_the_reference_detector(run: Make, kept: Path) -> None:
+def test_it_is_the_champion_unless_it_is_worse_than_the_reference_detector(
+    run: Make, kept: Path, inputs: Inputs
+) -> None:
     refer(kept, "small", (16, 64))
     refer(kept, "photo", (80, None))
-    found = run("a", 1.0, "better")
+    found = run("a", 1.0, "better", is_ai=skilled(kept, "small", inputs.data))
     assert found["decision"] == "champion" and found["aliases"] == {"champion": "1", "challenger": None}
     rules = {rule["rule"]: rule for rule in found["gate"]}
     assert rules["balanced accuracy"]["verdict"] == "pass" and rules["balanced accuracy"]["why"] == f"{N} images"
@@ -104,7 +121,8 @@ def test_it_is_the_champion_unless_it_is_worse_than_the_reference_detector(run: 
     for rule in ("size", "latency", "regression set"):
         assert rules[rule]["verdict"] == "not comparable" and rules[rule]["why"]
     reason = found["reasons"][-1]
-    assert reason.startswith("the first champion: balanced accuracy 1.0000 against ")
+    assert reason.startswith("the first champion: balanced accuracy 1.0000 against 0.")
+    assert rules["real accuracy"]["verdict"] == "pass" and rules["real accuracy"]["champion"] < 0.9
     assert f"of the reference detector small on the same {N} images" in reason and "nobody can tell" in reason
     registry = Registry("better")
     assert registry.version("1").tags["gate_against"] == "reference-small"
@@ -115,10 +133,11 @@ def test_it_is_the_champion_unless_it_is_worse_than_the_reference_detector(run: 
 
 
 @pytest.mark.parametrize("policy", ["manual", "automatic"])
-def test_where_it_is_worse_a_person_decides(run: Make, kept: Path, policy: str) -> None:
+def test_where_it_is_worse_a_person_decides(run: Make, kept: Path, inputs: Inputs, policy: str) -> None:
     refer(kept, "small", (16, None))
+    is_ai = skilled(kept, "small", inputs.data)
     model = f"worse-{policy}"
-    found = run("a", 0.0, model, policy=policy)
+    found = run("a", 0.0, model, policy=policy, is_ai=is_ai)
     assert found["decision"] == "challenger" and found["aliases"] == {"champion": None, "challenger": "1"}
     assert "balanced accuracy 0.0000 against" in found["reasons"][-1] and "failed: balanced acc" in found["reasons"][-1]
     assert '`trueframe promote 1 --force --reason "..."` makes it the champion' in found["reasons"][-1]
@@ -126,10 +145,25 @@ def test_where_it_is_worse_a_person_decides(run: Make, kept: Path, policy: str) 
     with pytest.raises(StageError, match="fails a rule of the gate"):
         registry.promote("1")
     # The next one is the first that may become champion; then a later one is compared with that.
-    assert run("bb", 1.0, model, policy=policy)["aliases"] == {"champion": "2", "challenger": "1"}
-    assert "of version 2 on the same" in run("ccc", 1.0, model, policy=policy)["reasons"][-1]
+    assert run("bb", 1.0, model, policy=policy, is_ai=is_ai)["aliases"] == {"champion": "2", "challenger": "1"}
+    assert "of version 2 on the same" in run("ccc", 1.0, model, policy=policy, is_ai=is_ai)["reasons"][-1]
     registry.promote("1", force=True, reason="knows my pictures")
     assert registry.champion() == "1"
+
+
+def test_what_is_right_by_chance_is_no_measure(run: Make, kept: Path, inputs: Inputs) -> None:
+    """It calls all real, and so is right about every real one; the candidate misses some of them."""
+    refer(kept, "small", (16, 64))
+    skilled(kept, "small", inputs.data)
+    decision = json.loads((kept / "small/decision.json").read_text())
+    (kept / "small/decision.json").write_text(json.dumps(decision | {"threshold": 0.999}))
+    integrity.write(kept / "small")
+    found = run("a", 0.8, "chance")
+    assert found["decision"] == "champion"
+    first, *others = found["gate"]
+    assert (first["champion"], first["verdict"]) == (0.5, "pass") and first["candidate"] == pytest.approx(0.8)
+    assert {rule["verdict"] for rule in others} == {"not comparable"}
+    assert "the reference detector small tells these images apart no better than chance" in {r["why"] for r in others}
 
 
 @pytest.mark.parametrize(
