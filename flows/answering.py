@@ -25,8 +25,8 @@ def version(asked: str | None) -> str:
     if number:
         return number
     print(
-        "there is no champion yet (`trueframe run` trains one): the reference detector answers; "
-        f"{reference.FOLDER}/*/model_card.md says what it was trained on and how often it is wrong",
+        "there is no champion yet (`trueframe run` trains one, `trueframe promote` chooses one): the reference "
+        f"detector answers; {reference.FOLDER}/*/model_card.md says what it was trained on and how often it is wrong",
         file=sys.stderr,
     )
     return REFERENCE

@@ -584,8 +584,8 @@ def _after_run(candidates: list[str]) -> None:
     shown = bin_.relative_to(Path.cwd()) if bin_.is_relative_to(Path.cwd()) else bin_
     print(
         f"next:     {shown}/trueframe check PICTURE\n"
-        f"          {shown}/trueframe serve\n"
-        f"          {shown}/mlflow ui --port 5000"
+        + (f"          {shown}/trueframe serve\n" if champion else "")
+        + f"          {shown}/mlflow ui --port 5000"
     )
 
 
