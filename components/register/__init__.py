@@ -22,7 +22,7 @@ from PIL import Image
 
 import components
 from components import images, integrity, metrics, parallel, robustness, shards, stage, tracking
-from components.params import Gate, Register
+from components.params import Register
 from components.register import gate
 from components.register.registry import (
     CHALLENGER,
@@ -374,8 +374,8 @@ def _compared(
         ),
         settings,
     )
-    by_chance = other.by_chance(labels, test["champion"].to_numpy(), settings.gate)
-    return [rules[0], *(gate.without(rule.rule, rule.limit, by_chance) for rule in rules[1:])] if by_chance else rules
+    why = other.no_measure(labels, test["champion"].to_numpy(), settings)
+    return [rules[0], *(gate.without(rule.rule, rule.limit, why) for rule in rules[1:])] if why else rules
 
 
 def _tested(name: str, inputs: Inputs) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -420,8 +420,8 @@ class _Champion:
         """Whether the test images of which it says something are worth a comparison."""
         return True
 
-    def by_chance(self, labels: np.ndarray, probabilities: np.ndarray, settings: Gate) -> str:
-        """Why nothing but the gain may be asked for: it is right by chance; empty where it isn't."""
+    def no_measure(self, labels: np.ndarray, probabilities: np.ndarray, settings: Register) -> str:
+        """Why nothing but the gain may be asked for; empty where all may."""
         return ""
 
     def scores(self, wanted: pd.Series, index: pd.DataFrame, data: Path) -> pd.Series:
@@ -531,14 +531,12 @@ class _Reference(_Champion):
         """Whether there are some of both classes."""
         return all((test["label"] == label).sum() >= gate.FEW for label in shards.LABELS)
 
-    def by_chance(self, labels: np.ndarray, probabilities: np.ndarray, settings: Gate) -> str:
-        """Whoever calls all of them real is right about all real ones: that is no measure for anybody else."""
-        drawn = [
-            metrics.weighted(labels, probabilities, self.threshold, weights)["balanced_accuracy"]
-            for weights in metrics.resampled(len(labels), settings.bootstrap, settings.seed)
-        ]
-        low = float(np.nanpercentile(np.concatenate(drawn), 2.5))
-        return "" if low > 0.5 else f"{self.name} tells these images apart no better than chance"
+    def no_measure(self, labels: np.ndarray, probabilities: np.ndarray, settings: Register) -> str:
+        """It isn't good enough for a version itself: who calls all images real is right about all real ones."""
+        found = metrics.weighted(labels, probabilities, self.threshold, np.ones((1, len(labels))))
+        scores = {name: float(values[0]) for name, values in found.items()}
+        good, reasons = gate.best({self.name: scores}, settings.metric, Register().min_scores | settings.min_scores)
+        return "" if good else reasons[0]
 
     def scores(self, wanted: pd.Series, index: pd.DataFrame, data: Path) -> pd.Series:
         """See `_Champion.scores`; nothing of those that it isn't asked about."""
