@@ -1,17 +1,22 @@
-"""Which detector answers: the champion, another version, or the reference until there is one."""
+"""Which detectors answer: the champion and, for what it wasn't judged on, the reference detectors; or one version."""
 
 import contextlib
+import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components import networks, tracking
+from components import integrity, tracking
 from components.params import load
-from components.serve import files, reference
+from components.serve import reference
+from components.serve.cascade import Cascade
 from components.serve.files import Files
 from components.serve.reference import VERSION as REFERENCE
+from components.stage import StageError
 
 
 def version(asked: str | None) -> str:
@@ -20,8 +25,8 @@ def version(asked: str | None) -> str:
     if number:
         return number
     print(
-        "there is no champion yet (`trueframe run` trains one): the reference detector answers; "
-        f"{reference.FOLDER}/*/model_card.md says what it was trained on and how often it is wrong",
+        "there is no champion yet (`trueframe run` trains one, `trueframe promote` chooses one): the reference "
+        f"detector answers; {reference.FOLDER}/*/model_card.md says what it was trained on and how often it is wrong",
         file=sys.stderr,
     )
     return REFERENCE
@@ -46,7 +51,7 @@ def champion() -> str | None:
 
 def name(number: str) -> str:
     """Of a version, as it stands in a sentence."""
-    return "the reference detector" if number == REFERENCE else f"{load().register_.model} version {number}"
+    return reference.title(number) or f"{load().register_.model} version {number}"
 
 
 @contextlib.contextmanager
@@ -56,8 +61,8 @@ def found(number: str) -> Iterator[list[Files]]:
     Raises:
         StageError: there is no such version, or its files are gone or others than those that were registered.
     """
-    if number == REFERENCE:
-        yield files.references()
+    if reference.title(number):
+        yield [one.files for one in references(number)]
         return
     from components.register.registry import Registry
 
@@ -66,10 +71,83 @@ def found(number: str) -> Iterator[list[Files]]:
 
 
 def detector(number: str) -> Any:
-    """A version's detector at work."""
-    if number == REFERENCE:
-        networks.load_keras()
-        return reference.Reference()
+    """A version's detector at work, by itself; of `REFERENCE` all of them."""
+    if reference.title(number):
+        return Cascade(references(number))
     from components.register.registry import Registry
 
     return Registry(load().register_.model).load(number)
+
+
+def together(number: str) -> Cascade:
+    """The champion at work, and the reference detectors for what it wasn't judged on."""
+    return detector(number) if number == REFERENCE else Cascade([detector(number), *reference.beside()])
+
+
+@dataclass(frozen=True)
+class Who:
+    """Who is asked.
+
+    Attributes:
+        number: of the version, or `REFERENCE`.
+        alone: whether it was asked for by its number, so that it answers by itself.
+    """
+
+    number: str
+    alone: bool = False
+
+    @classmethod
+    def of(cls, asked: str | None) -> "Who":
+        """The version asked for; else the champion, or the reference detectors while there is none."""
+        return cls(version(asked), alone=asked is not None)
+
+    @property
+    def load(self) -> Callable[[str], Any]:
+        """Gives the detector of `number`; importable by name."""
+        return detector if self.alone else together
+
+    def identity(self) -> str:
+        """Equal only while the same files answer: versions keep their numbers in another registry, and the reference
+        detectors their names when they get better.
+        """
+        own = None
+        if reference.title(self.number):
+            beside = references(self.number)
+        else:
+            from components.register.registry import SUMS, Registry
+
+            registry = Registry(load().register_.model)
+            own = registry.name, registry.version(self.number).tags.get(SUMS)
+            beside = [] if self.alone else reference.beside()
+        return json.dumps([self.number, own, [integrity.listed(one.files.card.parent) for one in beside]])
+
+    def said(self, answered: Counter[str]) -> str | None:
+        """What the champion is for, where others answered in its place; null where none did.
+
+        Args:
+            answered: how many pictures each version answered.
+        """
+        others = {title: n for version, n in sorted(answered.items()) if (title := reference.title(version))}
+        if self.alone or self.number == REFERENCE or not others:
+            return None
+        with found(self.number) as (files,):
+            scope = files.scope
+        n, total = sum(others.values()), answered.total()
+        by = " and ".join(f"{title} ({count:,})" if len(others) > 1 else title for title, count in others.items())
+        return (
+            f"{name(self.number)}, the champion, was judged on pictures of {scope}: {n:,} of {total:,} pictures are of "
+            f"another size or unlike those, and were answered by {by}"
+        )
+
+
+def references(number: str) -> list[reference.Reference]:
+    """All reference detectors, or the one that is named.
+
+    Raises:
+        StageError: there is none of that name.
+    """
+    known = reference.references()
+    named = [one for one in known if number in (REFERENCE, one.version)]
+    if not named:
+        raise StageError(f"there is no {number}; there are {', '.join(one.version for one in known)}")
+    return named

@@ -1,6 +1,5 @@
 """`trueframe check`: what is to be checked, where its rows go, and what the exit code says."""
 
-import hashlib
 import json
 import os
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 from components.serve import check, reference
 from components.serve.check import Journal, Judge, Row
 from components.stage import StageError
+from flows.answering import Who
 
 REAL, AI, ERROR = 0, 1, 2
 """Exit codes: nothing is `ai`; something is; something could not be judged."""
@@ -38,33 +38,34 @@ class Wanted:
     is_strict: bool = False
 
 
-def run(asked: Iterable[str], place: Callable[[Path], Path], load: check.Load, version: str, wanted: Wanted) -> int:
+def run(asked: Iterable[str], place: Callable[[Path], Path], who: Who, wanted: Wanted) -> int:
     """Check what was asked for, and return the exit code.
 
     Args:
         asked: files, folders, addresses, and `-` for a list of them on stdin.
         place: from a path as it was given to one that can be opened here.
-        load: gives a version's detector; importable by name, for other processes.
-        version: that it is asked for.
+        who: is asked.
         wanted: what to do with the rows.
 
     Raises:
         StageError: something that was asked for isn't there.
     """
     names = _names(asked, place)
-    judge = Judge(load, version, fetch, wanted.threshold)
+    judge = Judge(who.load, who.number, fetch, wanted.threshold)
     if wanted.jobs > 1:
         share = str(max(1, (os.cpu_count() or 1) // wanted.jobs))
         for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
             os.environ.setdefault(name, share)
     counts: Counter[str] = Counter()
+    answered: Counter[str] = Counter()
     if not wanted.outputs:
         for rows in check.check(judge, names, wanted.heatmaps, wanted.jobs):
             for row in rows:
-                _count(counts, row)
+                _count(counts, answered, row)
                 print(_sentence(row))
+        _say(who, answered)
         return _code(counts, wanted.is_strict)
-    identity = json.dumps([_identity(version), wanted.threshold, str(wanted.heatmaps)])
+    identity = json.dumps([who.identity(), wanted.threshold, str(wanted.heatmaps)])
     with Journal(wanted.outputs[0], identity) as journal:
         new = [name for name in names if not journal.knows(name)]
         if len(new) < len(names):
@@ -75,9 +76,10 @@ def run(asked: Iterable[str], place: Callable[[Path], Path], load: check.Load, v
             check.write(journal.rows(names), path)
         journal.end()
         for row in journal.rows(names):
-            _count(counts, row)
+            _count(counts, answered, row)
     tally = ", ".join(f"{counts[v]:,} {v}" for v in ("ai", "real", "uncertain"))
     print(f"{len(names):,} files: {tally}, {counts['error']:,} errors")
+    _say(who, answered)
     return _code(counts, wanted.is_strict)
 
 
@@ -86,14 +88,6 @@ def fetch(url: str) -> bytes:
     from flows import links  # and with it all that reads web pages
 
     return links.fetch(url, _MAX_BYTES)
-
-
-def _identity(version: str) -> str:
-    """Of what judges: the reference detector keeps its name when it gets better."""
-    if version != reference.VERSION:
-        return version
-    files = sorted(reference.FOLDER.glob("*/decision.json"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _names(asked: Iterable[str], place: Callable[[Path], Path]) -> list[str]:
@@ -126,8 +120,17 @@ def _listed(name: str, place: Callable[[Path], Path]) -> list[str]:
     return [str(p) for p in check.inside(path)] if path.is_dir() else [str(path)]
 
 
-def _count(counts: Counter[str], row: Row) -> None:
+def _count(counts: Counter[str], answered: Counter[str], row: Row) -> None:
     counts["error" if row["error"] is not None else row["verdict"]] += 1
+    if row["error"] is None:
+        answered[row["model_version"]] += 1
+
+
+def _say(who: Who, answered: Counter[str]) -> None:
+    """What the champion is for, where others answered."""
+    said = who.said(answered)
+    if said:
+        print(said)
 
 
 def _code(counts: Counter[str], is_strict: bool) -> int:
@@ -142,4 +145,5 @@ def _sentence(row: dict[str, Any]) -> str:
     notes = "".join(f"; {warning}" for warning in row["warnings"])
     said = {key: value for key, value in row["provenance"].items() if key != "note"}
     notes += f"; the file says: {json.dumps(said, ensure_ascii=False)}" if said else ""
-    return f"{row['path']}: {row['verdict']} (probability of ai {row['probability']:.3f}){notes}"
+    by = reference.title(row["model_version"]) or f"version {row['model_version']}"
+    return f"{row['path']}: {row['verdict']} (probability of ai {row['probability']:.3f}, by {by}){notes}"

@@ -26,6 +26,7 @@ app.add_typer(kubeflow, name="kubeflow")
 # Where nobody looks at a terminal, in a log or a pipe, no cell is cut off.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 VERSIONED = "data.dvc names this version of the data; commit it with git"
+_ALONE = "in place of the champion: a number, or `reference`; it answers alone, whatever it was judged on"
 START = Path.cwd()
 """Where the command was given: paths are relative to it, while the work is done in the project's folder."""
 
@@ -263,14 +264,15 @@ def check(
     heatmap: Annotated[
         Path | None, typer.Option(help="draw here where in each picture the evidence lies: red for ai, blue for real")
     ] = None,
-    version: Annotated[str | None, typer.Option(help="another version than the champion")] = None,
+    version: Annotated[str | None, typer.Option(help=_ALONE)] = None,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="in place of the fitted one; the uncertain band moves along")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="processes, each with the network in memory")] = 1,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 1 for an uncertain verdict, too")] = False,
 ) -> None:
-    """Verdicts for files and folders, by the champion, or by the reference detector while there is none.
+    """Verdicts for files and folders: by the champion where it was judged on such pictures, else, and while there is no
+    champion, by the reference detector that was. Each verdict says whose it is.
 
     With an output file, a check that was stopped goes on where it was, and files that haven't changed keep their rows.
     Exit codes: 0 nothing is ai, 1 something is, 2 something couldn't be judged.
@@ -289,7 +291,7 @@ def check(
         strict,
     )
     try:
-        code = checking.run(paths, _from_start, answering.detector, answering.version(version), wanted)
+        code = checking.run(paths, _from_start, answering.Who.of(version), wanted)
     except StageError as error:
         fail(str(error), checking.ERROR)
     raise SystemExit(code)
@@ -317,13 +319,13 @@ def serve(
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
     host: Annotated[str, typer.Option(help="0.0.0.0 opens it to others")] = "127.0.0.1",
-    version: Annotated[str | None, typer.Option(help="another version than the champion")] = None,
+    version: Annotated[str | None, typer.Option(help=_ALONE)] = None,
     feedback: Annotated[
         Path | None, typer.Option(help="folder for corrections; on 127.0.0.1 feedback/, else none unless named")
     ] = None,
     max_mb: Annotated[int, typer.Option(min=1, help="of a picture's file")] = 40,
 ) -> None:
-    """The web page, with the champion, or the reference detector while there is none."""
+    """The web page, with the champion and, for what it wasn't judged on, the reference detectors."""
     from components.serve.page import Limits
     from flows import ui as page
 
@@ -582,8 +584,8 @@ def _after_run(candidates: list[str]) -> None:
     shown = bin_.relative_to(Path.cwd()) if bin_.is_relative_to(Path.cwd()) else bin_
     print(
         f"next:     {shown}/trueframe check PICTURE\n"
-        f"          {shown}/trueframe serve\n"
-        f"          {shown}/mlflow ui --port 5000"
+        + (f"          {shown}/trueframe serve\n" if champion else "")
+        + f"          {shown}/mlflow ui --port 5000"
     )
 
 

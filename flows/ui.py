@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from components.params import load
-from components.serve import access, page
+from components.serve import access, page, reference
 from components.serve.page import Limits
 from components.serve.page.about import About
 from components.stage import StageError
@@ -37,8 +37,8 @@ def application(
     """The page as an ASGI application, with the detector loaded.
 
     Args:
-        version: that answers; the champion where none is named, also a later one, or the reference detector until
-            there is one.
+        version: that answers, by itself; where none is named the champion, also a later one, and for what it wasn't
+            judged on, or until there is one, the reference detectors.
         feedback: folder for corrections; null offers none.
         trusted: whether corrections are accepted as they come, without a proxy in between.
         reviewers: decide on those that aren't (see `reviewers`).
@@ -68,6 +68,8 @@ class Answering:
 
     def __init__(self, version: str | None) -> None:
         self._number, self._pause = answering.version(version), load().serve.poll_s
+        named = reference.title(self._number)
+        self._references = answering.references(self._number) if named else [] if version else reference.beside()
         self._about = self._loaded(self._number)
         if version is None:
             threading.Thread(target=self._follow, name="champion", daemon=True).start()
@@ -92,12 +94,15 @@ class Answering:
                     print(f"error: {reason}; {self._about.name} goes on", file=sys.stderr, flush=True)
                 said = reason
 
-    @staticmethod
-    def _loaded(number: str) -> About:
-        detector = answering.detector(number)
-        warm(detector)
-        with answering.found(number) as files:
-            return About.of(answering.name(number), files, detector)
+    def _loaded(self, number: str) -> About:
+        title = reference.title(number)
+        if title:
+            about = About.of(title, None, self._references)
+        else:
+            with answering.found(number) as (files,):
+                about = About.of(answering.name(number), (files, answering.detector(number)), self._references)
+        warm(about.detector)
+        return about
 
 
 def reviewers() -> Any:

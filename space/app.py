@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from components.serve import files, page, reference
+from components.serve import page, reference
 from components.serve.page.about import About
 from flows import links, ui
 
@@ -13,11 +13,14 @@ FEEDBACK = os.environ.get("TRUEFRAME_FEEDBACK")  # a folder; persistent storage 
 
 def main() -> None:
     """Serve the page where a Space is looked for."""
-    kept = files.references()
-    is_reference = VERSION == reference.VERSION
-    detector = reference.Reference() if is_reference else kept[0].detector(VERSION)
-    ui.warm(detector)
-    about = About.of("the reference detector" if is_reference else f"version {VERSION} of the detector", kept, detector)
+    kept = reference.references()
+    title = reference.title(VERSION)
+    if title:
+        about = About.of(title, None, kept)
+    else:
+        own = kept[0].files
+        about = About.of(f"version {VERSION} of the detector", (own, own.detector(VERSION)))
+    ui.warm(about.detector)
     folder = Path(FEEDBACK) if FEEDBACK else None
     app = page.build(lambda: about, links.fetch, feedback=folder, reviewers=ui.reviewers() if folder else None)
     host, port = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0"), int(os.environ.get("GRADIO_SERVER_PORT", "7860"))

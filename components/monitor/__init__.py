@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 from components import predictions, stage
 from components.monitor import drift, feedback, reference
 from components.params import Monitor
+from components.serve.reference import title
 
 HISTORY = "history.jsonl"
 _KEPT = 2000  # reports in the history
@@ -108,7 +109,11 @@ def monitor(
 def _pairs(model: str, before: pd.DataFrame, now: pd.DataFrame, out: Path, notes: list[str]) -> drift.Pairs:
     old, new = drift.derived(before), drift.derived(now)
     pairs = {name: (old[name], new[name]) for name in (*drift.NUMBERS, *drift.WORDS)}
-    version = str(now["model_version"].iloc[-1])
+    own = now.loc[now["model_version"].map(title, na_action="ignore").isna(), "model_version"]
+    if own.empty:
+        notes.append("reference detectors alone answered, of whose test images no scores are on record here")
+        return pairs
+    version = str(own.iloc[-1])
     recorded = reference.scores(model, version, out)
     if isinstance(recorded, str):
         notes.append(recorded)

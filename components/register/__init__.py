@@ -20,7 +20,7 @@ import pandas as pd
 from PIL import Image
 
 import components
-from components import images, integrity, parallel, robustness, shards, stage, tracking
+from components import images, integrity, metrics, parallel, robustness, shards, stage, tracking
 from components.params import Register
 from components.register import gate
 from components.register.registry import (
@@ -34,6 +34,7 @@ from components.register.registry import (
     Version,
 )
 from components.serve import environment
+from components.serve.reference import Reference, beside, title
 from components.stage import StageError
 
 _IDENTITY = "detector_sha256"
@@ -43,6 +44,8 @@ _RULES = "gate_rules"
 _SIZE = "network_bytes"
 _ROUNDS = 15  # of one image through both detectors
 _AT_ONCE = 8  # degraded pictures held in memory
+_MOST = 2000  # test images that a reference detector is asked about
+_UNSEEN = "no reference detector that is here was judged on pictures like its test images"
 
 
 @dataclass(frozen=True)
@@ -279,33 +282,37 @@ def _decide(
     if version.number in {event.version for event in events}:  # killed before it could note its decision
         return "champion", _rules(version), "it was made the champion before"
     champion = registry.alias(CHAMPION)
-    if champion is None:
-        registry.promote(version.number, how="gate")
-        return "champion", [], "the first champion"
-    rules = _compared(registry, champion, version, name, settings, inputs)
-    if registry.champion() != champion.number:  # another retraining, or a person, was faster
+    other = _Champion(registry, champion) if champion else _Reference.chosen(name, inputs)
+    rules = _compared(registry, other, version, name, settings, inputs) if other else []
+    if registry.champion() != (champion.number if champion else None):  # another retraining, or a person, was faster
         return _decide(registry, version, name, settings, inputs)
+    if not (other and rules):
+        registry.promote(version.number, how="gate")
+        return "champion", [], f"the first champion; compared with none, since {_UNSEEN}"
     failed, gain = gate.failed(rules), rules[0]
     tags = {
         FAILED: ", ".join(failed),
-        _AGAINST: champion.number,
+        _AGAINST: other.version,
         _RULES: json.dumps([asdict(rule) for rule in rules]),
     }
     for key, value in tags.items():
         registry.tag(version.number, key, value)
     card = (inputs.evaluations / name / "model_card.md").read_text()
-    against = f"Compared with version {champion.number}, the champion then:\n\n{gate.table(rules)}"
+    against = f"Compared with {other.title}, {other.part}:\n\n{gate.table(rules)}"
     registry.describe(version.number, f"{_description(card)}\n\n{against}")
-    on = f"{gain.rule} {_shown(gain.candidate)} against {_shown(gain.champion)} of version {champion.number}" + (
-        f" on the same {gain.why}" if gain.candidate is not None else f": {gain.why}"
+    on = f"{gain.rule} {_shown(gain.candidate)} against {_shown(gain.champion)} of {other.title}" + (
+        f" on the same {gain.why}{other.caveat}" if gain.candidate is not None else f": {gain.why}"
     )
-    if settings.policy == "automatic" and gate.passes(rules):
+    if champion and settings.policy == "automatic" and gate.passes(rules):
         registry.promote(version.number, how="gate")
         return "champion", rules, f"every rule of the gate passes: {on}"
-    registry.challenge(version.number)
     named = {verdict: [r.rule for r in rules if r.verdict == verdict] for verdict in ("unclear", "not comparable")}
     said = [f"{word}: {', '.join(found)}" for word, found in (("failed", failed), *named.items()) if found]
     why = f"{on}; {'; '.join(said) or 'every rule of the gate passes'}"
+    if not (champion or failed):
+        registry.promote(version.number, how="gate")
+        return "champion", rules, f"the first champion: {why}"
+    registry.challenge(version.number)
     force = ' --force --reason "..."' if failed else ""
     return "challenger", rules, f"{why}. `trueframe promote {version.number}{force}` makes it the champion"
 
@@ -315,30 +322,32 @@ def _shown(value: float | None) -> str:
 
 
 def _compared(
-    registry: Registry, champion: Version, version: Version, name: str, settings: Register, inputs: Inputs
+    registry: Registry, other: "_Champion", version: Version, name: str, settings: Register, inputs: Inputs
 ) -> list[gate.Rule]:
-    """The gate's rules for a candidate, on its own test images."""
-    champions = _Champion(registry, champion)
-    predictions = pd.read_parquet(inputs.evaluations / name / "predictions.parquet")
-    predictions = predictions[predictions["split"].isin(["test", shards.REGRESSION])]
-    index = pd.read_parquet(inputs.index).drop_duplicates("sha256").set_index("sha256")
-    theirs = champions.scores(predictions["sha256"], index, inputs.data)
+    """The gate's rules for a candidate, on its own test images; none where they say nothing of the two."""
+    predictions, index = _tested(name, inputs)
+    theirs = other.scores(predictions["sha256"], index, inputs.data)
     predictions = predictions.assign(champion=theirs)[theirs.notna()]
     test, proof = (predictions[predictions["split"] == split] for split in ("test", shards.REGRESSION))
+    if not other.is_enough(test):
+        return []
     own_after = pd.read_parquet(inputs.evaluations / name / "degraded.parquet").drop_duplicates("sha256")
-    their_after = champions.degraded(own_after, settings.gate.degraded_images, index, inputs.data)
+    their_after = other.degraded(own_after, settings.gate.degraded_images, index, inputs.data)
     own_after = own_after.set_index("sha256").loc[their_after.index]
     names = list(their_after.columns)
-    own = registry.load(version.number)
-    seconds = _latencies([champions.detector, own]) if champions.detector else [None, None]
-    return gate.compare(
+    labels = (test["label"] == "ai").to_numpy()
+    has_cost = other.detector and not other.uncosted
+    seconds = _latencies([other.detector, registry.load(version.number)]) if has_cost else [None, None]
+    rules = gate.compare(
         gate.Judged(
-            champions.threshold,
+            other.threshold,
             test["champion"].to_numpy(),
             their_after.to_numpy(),
-            int(champion.tags[_SIZE]) if _SIZE in champion.tags else None,
+            other.size,
             seconds[0],
             proof["champion"].to_numpy(),
+            other.name,
+            other.uncosted,
         ),
         gate.Judged(
             float(version.tags["threshold"]),
@@ -349,7 +358,7 @@ def _compared(
             proof["probability"].to_numpy(),
         ),
         gate.Images(
-            (test["label"] == "ai").to_numpy(),
+            labels,
             index.loc[test["sha256"], "source"].to_numpy(str),
             (own_after["label"] == "ai").to_numpy(),
             names,
@@ -358,14 +367,38 @@ def _compared(
         ),
         settings,
     )
+    why = other.no_measure(labels, test["champion"].to_numpy(), settings)
+    return [rules[0], *(gate.without(rule.rule, rule.limit, why) for rule in rules[1:])] if why else rules
+
+
+def _tested(name: str, inputs: Inputs) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A candidate's test images and reported mistakes with its answers, and the index of all images by sha256."""
+    predictions = pd.read_parquet(inputs.evaluations / name / "predictions.parquet")
+    index = pd.read_parquet(inputs.index).drop_duplicates("sha256").set_index("sha256")
+    return predictions[predictions["split"].isin(["test", shards.REGRESSION])], index
 
 
 class _Champion:
-    """What the champion says of a candidate's test images: as recorded, and computed now for those it hasn't seen."""
+    """What the champion says of a candidate's test images: as recorded, and computed now for those it hasn't seen.
+
+    Attributes:
+        version: that its answers name.
+        title: how the reasons call it.
+        name: how the rules call it.
+        part: that it plays.
+        caveat: of a comparison with it.
+        threshold: at or above it the answer is `ai`.
+        size: of its networks, in bytes; null where it isn't recorded.
+        uncosted: why its size and latency set no limit; empty where they do.
+    """
+
+    name, part, caveat, uncosted = "the champion", "the champion then", "", ""
 
     def __init__(self, registry: Registry, version: Version) -> None:
         self._registry, self._version = registry, version
+        self.version, self.title = version.number, f"version {version.number}"
         self.threshold = float(version.tags.get("threshold", 0.5))
+        self.size = int(version.tags[_SIZE]) if _SIZE in version.tags else None
 
     @cached_property
     def detector(self) -> Any:
@@ -375,6 +408,14 @@ class _Champion:
         except Gone as error:
             print(error, flush=True)
             return None
+
+    def is_enough(self, test: pd.DataFrame) -> bool:
+        """Whether the test images of which it says something are worth a comparison."""
+        return True
+
+    def no_measure(self, labels: np.ndarray, probabilities: np.ndarray, settings: Register) -> str:
+        """Why nothing but the gain may be asked for; empty where all may."""
+        return ""
 
     def scores(self, wanted: pd.Series, index: pd.DataFrame, data: Path) -> pd.Series:
         """P(ai) of test images.
@@ -389,11 +430,11 @@ class _Champion:
         missing = wanted[known.isna()].unique()
         if len(missing) and self.detector is None:
             missing = missing[:0]
-        new: dict[str, float] = {}
-        progress = parallel.Progress(f"test images scored with version {self._version.number}", len(missing))
+        new: dict[str, float | None] = {}
+        progress = parallel.Progress(f"test images scored with {self.title}", len(missing))
         for block in parallel.batched(_files(missing, index, data), 512):
             answers = self.detector.score([file for _, file in block])
-            new |= {sha: answer["probability"] for (sha, _), answer in zip(block, answers, strict=True)}
+            new |= {sha: self._said(answer) for (sha, _), answer in zip(block, answers, strict=True)}
             progress.add(len(block))
         return known.astype(float).fillna(wanted.map(new)).astype(float)
 
@@ -415,7 +456,7 @@ class _Champion:
         if missing and self.detector is None:
             missing = []
         new: dict[str, list[float]] = {}
-        progress = parallel.Progress(f"degraded images scored with version {self._version.number}", len(missing))
+        progress = parallel.Progress(f"degraded images scored with {self.title}", len(missing))
         for sha, file in _files(missing, index, data):
             image = images.decode(file)
             degraded = (_bmp(entry(image)) for entry in robustness.GRID)
@@ -423,6 +464,12 @@ class _Champion:
             new[sha] = [answer["probability"] for block in blocks for answer in block]
             progress.add()
         return pd.concat([recorded, pd.DataFrame.from_dict(new, orient="index", columns=names)]).astype(float).dropna()
+
+    @staticmethod
+    def _said(answer: dict[str, Any]) -> float | None:
+        """P(ai), whatever it warns of: who is compared with the champion is so on all of the test images."""
+        probability: float | None = answer["probability"]
+        return probability
 
     def _recorded(self, name: str) -> pd.DataFrame:
         """A table that its evaluation logged; empty where it is gone."""
@@ -434,6 +481,73 @@ class _Champion:
             if stage.is_full(error):
                 raise
             return pd.DataFrame({"sha256": []})
+
+
+class _Reference(_Champion):
+    """A reference detector in the champion's place, on the test images that it was judged on: of its sizes, not too
+    many, and like those that it knows.
+
+    Args:
+        reference: it.
+        asked: sha256 of the images that it is asked about.
+    """
+
+    part = "in the place of a champion"
+    caveat = (
+        " that it answers without a warning (whether it was trained on some of them, nobody can tell; if so, it looks "
+        "better than it is)"
+    )
+    uncosted = "a reference detector is no measure of what a champion may cost"
+
+    def __init__(self, reference: Reference, asked: set[str]) -> None:
+        self.detector, self._asked = reference, asked
+        self.version = reference.version
+        self.title = self.name = str(title(reference.version))
+        self.threshold = float(reference.files.fitted["threshold"])
+        self.size = None
+
+    @classmethod
+    def chosen(cls, name: str, inputs: Inputs) -> "_Reference | None":
+        """The one whose sizes hold the most test images of a candidate; null where none holds any."""
+        predictions, index = _tested(name, inputs)
+        sources = [s for s in index.loc[predictions["sha256"], "source"].unique() if shards.exist(inputs.data / s)]
+        references = beside()
+        if not (sources and references):
+            return None
+        stored = shards.manifest(shards.paths(inputs.data, sources)).drop_duplicates("sha256").set_index("sha256")
+        sides = predictions["sha256"].map(stored[["width", "height"]].min(axis=1))
+        held = [predictions[sides.map(one.scope.holds)].sort_values("sha256") for one in references]
+        reference, most = max(zip(references, held, strict=True), key=lambda pair: len(pair[1]))
+        return cls(reference, set(most.groupby("split").head(_MOST)["sha256"])) if len(most) else None
+
+    def is_enough(self, test: pd.DataFrame) -> bool:
+        """Whether there are some of both classes."""
+        return all((test["label"] == label).sum() >= gate.FEW for label in shards.LABELS)
+
+    def no_measure(self, labels: np.ndarray, probabilities: np.ndarray, settings: Register) -> str:
+        """It isn't good enough for a version itself: who calls all images real is right about all real ones."""
+        found = metrics.weighted(labels, probabilities, self.threshold, np.ones((1, len(labels))))
+        scores = {name: float(values[0]) for name, values in found.items()}
+        good, reasons = gate.best({self.name: scores}, settings.metric, Register().min_scores | settings.min_scores)
+        return "" if good else reasons[0]
+
+    def scores(self, wanted: pd.Series, index: pd.DataFrame, data: Path) -> pd.Series:
+        """See `_Champion.scores`; nothing of those that it isn't asked about."""
+        found = super().scores(wanted[wanted.isin(self._asked)], index, data)
+        self._asked = set(wanted[found[found.notna()].index])
+        return found.reindex(wanted.index)
+
+    def degraded(self, own: pd.DataFrame, limit: int, index: pd.DataFrame, data: Path) -> pd.DataFrame:
+        """See `_Champion.degraded`; of those that it said something about."""
+        return super().degraded(own[own["sha256"].isin(self._asked)], limit, index, data)
+
+    @staticmethod
+    def _said(answer: dict[str, Any]) -> float | None:
+        """P(ai), where the picture is like those that it was judged on."""
+        return None if answer["warnings"] else answer["probability"]
+
+    def _recorded(self, name: str) -> pd.DataFrame:
+        return pd.DataFrame({"sha256": []})
 
 
 def _files(wanted: Any, index: pd.DataFrame, data: Path) -> Iterator[tuple[str, bytes]]:

@@ -18,7 +18,7 @@ Figure = Callable[[np.ndarray], np.ndarray]
 """Weights of the images, shape (b, n), to a figure of each weighting, shape (b,); NaN where it isn't defined."""
 
 _NAMED = 5  # images of the regression set
-_FEW = 10  # images of a class, with fewer of which a source says nothing
+FEW = 10  # images of a class, with fewer of which they say nothing
 
 
 def best(
@@ -66,6 +66,8 @@ class Judged:
         seconds: float, shape (r,): for one image, again and again, in turns with the other detector; null where one of
             the two can't be loaded.
         regression: float, shape (q,): P(ai) of the reported mistakes that are proof.
+        name: as it stands in a sentence.
+        uncosted: why its size and latency set no limit; empty where they do.
     """
 
     threshold: float
@@ -74,6 +76,8 @@ class Judged:
     size: int | None
     seconds: np.ndarray | None
     regression: np.ndarray = field(default_factory=lambda: np.empty(0))
+    name: str = "the champion"
+    uncosted: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def compare(champion: Judged, candidate: Judged, images: Images, settings: Regis
     """The table: the first rule asks for a gain, the others that nothing gets worse by more than it may.
 
     Args:
-        champion: what it says.
+        champion: what it says, or the reference detector that plays its part.
         candidate: what it says of the same images.
         images: these images.
         settings: the section `register`.
@@ -145,13 +149,13 @@ def compare(champion: Judged, candidate: Judged, images: Images, settings: Regis
 
     def difference(name: str, figures: tuple[Figure, Figure], n: int, limit: float, sign: int, why: str) -> Rule:
         if not n:
-            return _without(name, limit, why)
+            return without(name, limit, why)
         before, now = (float(figure(np.ones((1, n)))[0]) for figure in figures)
         drawn = [np.stack([f(w) for f in figures]) for w in metrics.resampled(n, gate.bootstrap, gate.seed)]
         theirs, own = np.concatenate(drawn, axis=1)
         found = metrics.interval(own - theirs, now - before)
         if found is None:
-            return _without(name, limit, "not defined on these test images")
+            return without(name, limit, "not defined on these test images")
         return Rule(name, before, now, now - before, found, limit, _verdict(found, limit, sign), why)
 
     n, m = len(images.labels), len(images.degraded)
@@ -164,8 +168,8 @@ def compare(champion: Judged, candidate: Judged, images: Images, settings: Regis
     named = "no test image was degraded for both: evaluate.robustness_images or register.gate.degraded_images is 0"
     if m:
         worst = [images.degradations[int(np.argmin(_by_column(a, images.degraded)))] for a in after]
-        named = f"{m:,} images; the champion's worst is {worst[0]}, the candidate's {worst[1]}"
-    asked = f"{n:,} images" if n else "the champion's answers are not on record"
+        named = f"{m:,} images; {champion.name}'s worst is {worst[0]}, the candidate's {worst[1]}"
+    asked = f"{n:,} images" if n else f"{champion.name}'s answers are not on record"
     return [
         difference(settings.metric.replace("_", " "), gain, n, settings.min_gain, 1, asked),
         difference("worst degradation", of_degradation, m, -gate.degraded, 1, named),
@@ -209,7 +213,8 @@ def _number(value: float | None, unit: str) -> str:
     return {"": f"{value:.4f}", "×": f"× {value:.2f}", "MiB": f"{value:.2f} MiB", "ms": f"{value:.1f} ms"}[unit]
 
 
-def _without(name: str, limit: float, why: str) -> Rule:
+def without(name: str, limit: float, why: str) -> Rule:
+    """A rule by which the two can't be compared."""
     return Rule(name, None, None, None, None, limit, "not comparable", why)
 
 
@@ -244,7 +249,7 @@ def _worst_source(right: np.ndarray, images: Images) -> Figure:
     for source in np.unique(images.sources):
         which = images.sources == source
         counts = np.bincount(images.labels[which].astype(int), minlength=2)
-        if all(count == 0 or count >= _FEW for count in counts):
+        if all(count == 0 or count >= FEW for count in counts):
             parts.append(which)
 
     def figure(weights: np.ndarray) -> np.ndarray:
@@ -276,10 +281,12 @@ def _regression(champion: Judged, candidate: Judged, images: Images, gate: Gate)
     theirs, own = ((one.regression >= one.threshold) == images.regression for one in (champion, candidate))
     n, known = len(theirs), int(theirs.sum())
     if not known:
-        return _without(name, limit, f"the champion gets none of {n:,} reported mistakes right" if n else "it is empty")
+        return without(
+            name, limit, f"{champion.name} gets none of {n:,} reported mistakes right" if n else "it is empty"
+        )
     lost = np.flatnonzero(theirs & ~own)
     share = len(lost) / known
-    why = f"{n:,} reported mistakes; the champion gets {known:,} right, the candidate {int(own.sum()):,}"
+    why = f"{n:,} reported mistakes; {champion.name} gets {known:,} right, the candidate {int(own.sum()):,}"
     if len(lost):
         named = ", ".join(images.reported[at][:12] for at in lost[:_NAMED])
         why += f"; wrong again: {named}{', …' if len(lost) > _NAMED else ''}"
@@ -288,7 +295,7 @@ def _regression(champion: Judged, candidate: Judged, images: Images, gate: Gate)
 
 def _size(champion: Judged, candidate: Judged, gate: Gate) -> Rule:
     if not champion.size or not candidate.size:
-        return _without("size", gate.size, "it isn't recorded of both")
+        return without("size", gate.size, champion.uncosted or "it isn't recorded of both")
     factor = candidate.size / champion.size
     theirs, own = champion.size / 2**20, candidate.size / 2**20
     return Rule("size", theirs, own, factor, None, gate.size, _verdict([factor, factor], gate.size, -1), "", "MiB")
@@ -297,7 +304,7 @@ def _size(champion: Judged, candidate: Judged, gate: Gate) -> Rule:
 def _latency(champion: Judged, candidate: Judged, gate: Gate) -> Rule:
     """The median for one image; rounds are resampled in pairs, since a busy machine slows both."""
     if champion.seconds is None or candidate.seconds is None:
-        return _without("latency", gate.latency, "the champion can't be loaded")
+        return without("latency", gate.latency, champion.uncosted or f"{champion.name} can't be loaded")
     rounds = len(champion.seconds)
     drawn = np.random.default_rng(gate.seed).integers(0, rounds, (gate.bootstrap, rounds))
     factors = np.median(candidate.seconds[drawn], axis=1) / np.median(champion.seconds[drawn], axis=1)

@@ -34,6 +34,8 @@ _LARGE = 16_000_000  # px; larger images are decoded one at a time
 _MANY = 2**16  # bytes of files from which threads pay
 _SMALL = 16  # px; below it there is nothing to see
 _COARSE = 25  # JPEG quality; no detector is judged on pictures below it
+UNFAMILIAR = "unlike the pictures that this detector was judged on"
+"""The warning of a picture whose size a detector knows, and its content doesn't: another one may know it."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,26 @@ class Decision:
         return "ai" if p >= self.high else "real" if p < self.low else "uncertain"
 
 
+@dataclass(frozen=True)
+class Scope:
+    """The sizes of the pictures that a detector was judged on.
+
+    Attributes:
+        min_side: px of the shorter side, at least.
+        max_side: px of the shorter side, at most; null for no such limit.
+    """
+
+    min_side: int
+    max_side: int | None
+
+    def holds(self, side: int) -> bool:
+        """Whether a picture's shorter side, in px, lies in there."""
+        return self.min_side <= side <= (self.max_side or side)
+
+    def __str__(self) -> str:
+        return f"{self.min_side}{f' to {self.max_side}' if self.max_side else ' or more'} px"
+
+
 class Detector:
     """A trained network, or several that answer together, with the decision.
 
@@ -98,7 +120,7 @@ class Detector:
         self.version = version
         self._temperature = fitted["temperature"]
         self.decision = Decision(fitted["threshold"], fitted["low"], fitted["high"])
-        self._min_side, self._max_side = fitted["scope"]["min_side"], fitted["scope"]["max_side"]
+        self.scope = Scope(**fitted["scope"])
         self._familiar = Familiarity.load(familiar)
         if "members" in fitted:
             members = [
@@ -197,13 +219,12 @@ class Detector:
         size, side = f"{one.size[0]} × {one.size[1]} px", min(one.size)
         if side < _SMALL:
             reasons.append(f"{size} is too small to judge")
-        elif side < self._min_side or side > (self._max_side or side):
-            upper = f" to {self._max_side}" if self._max_side else " or more"
-            reasons.append(f"{size}: this detector was judged on pictures of {self._min_side}{upper} px")
+        elif not self.scope.holds(side):
+            reasons.append(f"{size}: this detector was judged on pictures of {self.scope}")
         if one.quality is not None and one.quality < _COARSE:
             reasons.append(f"JPEG quality {one.quality:.0f} is too low to judge")
         if distance > 1:
-            reasons.append("unlike the pictures that this detector was judged on")
+            reasons.append(UNFAMILIAR)
         return reasons
 
     def _row(self, decision: Decision, **known: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 import components
 from components import images, integrity, networks, stage
 from components.networks.familiarity import Familiarity
-from components.serve import environment
+from components.serve import environment, reference
 from components.serve.files import Files
 from components.stage import StageError
 
@@ -92,7 +92,8 @@ def _models(detectors: Sequence[Files], version: str, form: Literal["onnx", "lit
         together = Together.load(files)
         (_onnx if form == "onnx" else _litert)(together, folder / name)
         shutil.copy(files.card, folder / f"model_card{number or ''}.md")
-        entries.append(described(files, version, name))
+        known_as = f"{reference.VERSION}-{files.card.parent.name}" if reference.title(version) else version
+        entries.append(described(files, known_as, name))
     (folder / "detectors.json").write_text(json.dumps(entries, indent=1) + "\n")
 
 
@@ -250,7 +251,8 @@ def _space(detectors: Sequence[Files], version: str, folder: Path) -> None:
     for package in ("components", "flows"):
         shutil.copytree(_ROOT / package, folder / package, ignore=ignored)
     for number, files in enumerate(detectors):
-        target = Files.kept(folder / "models" / f"detector{number or ''}")
+        name = files.card.parent.name if reference.title(version) else f"detector{number or ''}"
+        target = Files.kept(folder / "models" / name)
         target.card.parent.mkdir(parents=True)
         for name in ("network", "decision", "familiar", "card"):
             source = getattr(files, name)

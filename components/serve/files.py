@@ -7,10 +7,10 @@ from typing import Any, Self
 
 import yaml
 
-from components import integrity
-from components.serve import reference
-from components.serve.detector import Detector
+from components.serve.detector import Detector, Scope
 from components.stage import StageError
+
+FILES = ("network.keras", "decision.json", "familiar.npz")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Files:
     @classmethod
     def kept(cls, folder: Path) -> Self:
         """Of a folder in `models/`."""
-        return cls(*(folder / name for name in (*reference.FILES, "model_card.md")))
+        return cls(*(folder / name for name in (*FILES, "model_card.md")))
 
     @classmethod
     def logged(cls, model: Path) -> Self:
@@ -53,20 +53,11 @@ class Files:
         """What `decision.json` holds."""
         return dict(json.loads(self.decision.read_text()))
 
+    @property
+    def scope(self) -> Scope:
+        """The sizes that it was judged on."""
+        return Scope(**self.fitted["scope"])
+
     def detector(self, version: str) -> Detector:
         """The detector at work."""
         return Detector(self.network, self.decision, self.familiar, version)
-
-
-def references(folder: Path = reference.FOLDER) -> list[Files]:
-    """Those of the reference detectors.
-
-    Raises:
-        StageError: there is none, or a file is another than in the list beside it.
-    """
-    found = [Files.kept(path.parent) for path in sorted(folder.glob("*/decision.json"))]
-    if not found:
-        raise StageError(f"{folder}: no reference detector is here; `trueframe run` trains one of your own")
-    for files in found:
-        integrity.check(files.card.parent)
-    return found

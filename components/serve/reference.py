@@ -1,10 +1,9 @@
-"""The detectors that come with the project and answer until there is a champion.
+"""The detectors that come with the project and answer what no champion was judged on.
 
 `python -m components.serve.reference --model NAME --as FOLDER` makes an evaluated candidate one of them.
 """
 
 import argparse
-import json
 import shutil
 import tempfile
 import zipfile
@@ -15,66 +14,69 @@ from typing import Any
 import numpy as np
 
 import components
-from components import images, integrity, networks, stage
-from components.serve.detector import Detector, as_bytes
+from components import integrity, networks, stage
+from components.serve.detector import Detector
+from components.serve.files import FILES, Files
 from components.stage import StageError
 
 FOLDER = Path(components.__file__).parents[1] / "models"
 VERSION = "reference"
-FILES = ("network.keras", "decision.json", "familiar.npz")
+"""All of them together; each one's answers name `reference-NAME`, by its folder."""
 
 
 class Reference:
-    """One detector for each range of sizes; each picture goes to the one that was judged on its size.
+    """One of them, loaded when it is first asked.
 
     Args:
-        folder: with a folder for each detector: `network.keras`, `decision.json`, `familiar.npz`, `model_card.md`,
-            and `SHA256SUMS` of these.
+        folder: with `network.keras`, `decision.json`, `familiar.npz`, `model_card.md`, and `SHA256SUMS` of these.
 
     Raises:
-        StageError: there is none, or a file is another than in that list.
+        StageError: a file is another than in that list.
     """
 
-    def __init__(self, folder: Path = FOLDER) -> None:
-        self._parts = sorted(
-            (_Part(path.parent) for path in folder.glob("*/decision.json")), key=lambda part: part.scope["min_side"]
-        )
-        if not self._parts:
-            raise StageError(f"{folder}: no reference detector is here; `trueframe run` trains one of your own")
-
-    def score(self, files: list[Any], *, explain: bool = False, threshold: float | None = None) -> list[dict[str, Any]]:
-        """Judge image files as `Detector.score` does."""
-        places: dict[int, list[int]] = {}
-        for place, file in enumerate(files):
-            places.setdefault(self._part(file), []).append(place)
-        rows: list[dict[str, Any]] = [{}] * len(files)
-        for number, chosen in places.items():
-            detector = self._parts[number].detector
-            answers = detector.score([files[place] for place in chosen], explain=explain, threshold=threshold)
-            for place, row in zip(chosen, answers, strict=True):
-                rows[place] = row
-        return rows
-
-    def _part(self, file: Any) -> int:
-        """The last detector whose pictures are no larger than this one, or the first."""
-        try:
-            side = min(images.open_image(as_bytes(file)).size)
-        except Exception:  # which its row will say
-            side = 0
-        return max([number for number, part in enumerate(self._parts) if part.scope["min_side"] <= side], default=0)
-
-
-class _Part:
     def __init__(self, folder: Path) -> None:
         integrity.check(folder)
-        self._folder = folder
-        self.scope: dict[str, Any] = json.loads((folder / "decision.json").read_text())["scope"]
+        self.files = Files.kept(folder)
+        self.version = f"{VERSION}-{folder.name}"
+        self.scope = self.files.scope
 
     @cached_property
     def detector(self) -> Detector:
-        """Loaded when a picture of its size comes."""
-        network, decision, familiar = (self._folder / name for name in FILES)
-        return Detector(network, decision, familiar, VERSION)
+        """At work."""
+        return self.files.detector(self.version)
+
+    def score(self, files: list[Any], *, explain: bool = False, threshold: float | None = None) -> list[dict[str, Any]]:
+        """Judge image files as `Detector.score` does."""
+        return self.detector.score(files, explain=explain, threshold=threshold)
+
+
+def references(folder: Path = FOLDER) -> list[Reference]:
+    """All that are here, those for smaller pictures first.
+
+    Raises:
+        StageError: there is none, or a file is another than in the list beside it.
+    """
+    found = [Reference(path.parent) for path in sorted(folder.glob("*/decision.json"))]
+    if not found:
+        raise StageError(f"{folder}: no reference detector is here; `trueframe run` trains one of your own")
+    return sorted(found, key=lambda one: one.scope.min_side)
+
+
+def beside(folder: Path = FOLDER) -> list[Reference]:
+    """Those that answer beside a champion; none where none is here.
+
+    Raises:
+        StageError: a file is another than in the list beside it.
+    """
+    return references(folder) if any(folder.glob("*/decision.json")) else []
+
+
+def title(version: str) -> str | None:
+    """How a sentence calls one of them, or all; null of another version."""
+    if version == VERSION:
+        return "the reference detector"
+    name = version.removeprefix(f"{VERSION}-")
+    return None if name == version else f"the reference detector {name}"
 
 
 def keep(trained: Path, judged: Path, folder: Path) -> None:

@@ -20,7 +20,7 @@ from components.serve import check
 from components.serve.check import COLUMNS, Journal, Judge
 from components.serve.detector import Detector
 from components.stage import StageError
-from flows import checking, links
+from flows import answering, checking, links
 
 Run = Callable[..., int]
 COUNTED: list[int] = []
@@ -38,6 +38,15 @@ def load(folder: str) -> Any:
 
     detector.score = counted  # type: ignore[method-assign]
     return detector
+
+
+class Folder(answering.Who):
+    """A detector in a folder, in place of a registry."""
+
+    load = staticmethod(load)
+
+    def identity(self) -> str:
+        return self.number
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +68,7 @@ def run(detector: str, tmp_path: Path) -> Run:
     def go(*asked: Any, outputs: tuple[str, ...] = (), **wanted: Any) -> int:
         COUNTED.clear()
         files = [tmp_path / name for name in outputs]
-        return checking.run(map(str, asked), lambda path: path, load, detector, checking.Wanted(files, **wanted))
+        return checking.run(map(str, asked), lambda path: path, Folder(detector), checking.Wanted(files, **wanted))
 
     return go
 

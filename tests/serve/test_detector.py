@@ -21,9 +21,11 @@ from components import images, integrity, networks
 from components.networks.familiarity import Familiarity
 from components.networks.inference import Scorer
 from components.serve import provenance
+from components.serve.cascade import Cascade
 from components.serve.check import find
 from components.serve.detector import FIELDS, Detector
-from components.serve.reference import FILES, FOLDER, Reference, keep
+from components.serve.files import FILES
+from components.serve.reference import FOLDER, keep, references
 from components.stage import StageError
 
 ANY = Familiarity(np.ones(16), np.zeros((2, 16)), np.eye(16), np.ones(16), np.full(2, np.inf))
@@ -251,11 +253,11 @@ def test_the_reference_asks_the_detector_for_the_size(tmp_path: Path) -> None:
         made(tmp_path / name, scope={"min_side": low, "max_side": high}, threshold=0.1 if name == "small" else 0.9)
         integrity.write(tmp_path / name)
     files = [picture(1, size=(40, 30)), picture(2, size=(200, 150)), b"broken", picture(3, size=(300, 80))]
-    answers = Reference(tmp_path).score(files)
+    answers = Cascade(references(tmp_path)).score(files)
     assert [a["threshold"] for a in answers] == [0.1, 0.9, 0.1, 0.1]
     assert [bool(a["error"]) for a in answers] == [False, False, True, False]
     assert answers[3]["verdict"] == "uncertain" and "16 to 64 px" in answers[3]["warnings"][0]
-    assert {a["model_version"] for a in answers} == {"reference"}
+    assert [a["model_version"] for a in answers] == [f"reference-{n}" for n in ("small", "large", "small", "small")]
 
 
 def test_the_reference_detectors_are_those_that_were_kept() -> None:
@@ -265,7 +267,7 @@ def test_the_reference_detectors_are_those_that_were_kept() -> None:
 
 def test_without_a_reference_the_way_out_is_named(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="trueframe run"):
-        Reference(tmp_path)
+        references(tmp_path)
 
 
 def test_what_is_kept_as_a_reference_says_the_same_in_half_the_size(tmp_path: Path) -> None:
@@ -274,12 +276,12 @@ def test_what_is_kept_as_a_reference_says_the_same_in_half_the_size(tmp_path: Pa
     (tmp_path / "from/model_card.md").write_text("# Card\n")
     keep(tmp_path / "from", tmp_path / "from", tmp_path / "models/small")
     pictures = [picture(n) for n in range(8)]
-    kept = [row["probability"] for row in Reference(tmp_path / "models").score(pictures)]
+    kept = [row["probability"] for row in Cascade(references(tmp_path / "models")).score(pictures)]
     assert kept == pytest.approx([row["probability"] for row in detector.score(pictures)], abs=2e-3)
     weights = [zipfile.ZipFile(tmp_path / f / FILES[0]).getinfo("model.weights.h5") for f in ("from", "models/small")]
     assert weights[1].compress_size < 0.7 * weights[0].file_size
     (tmp_path / "models/small/decision.json").write_text("{}")
     with pytest.raises(StageError, match=r"models/small: not the files of its SHA256SUMS: decision\.json was changed"):
-        Reference(tmp_path / "models")
+        references(tmp_path / "models")
     with pytest.raises(StageError, match="not here"):
         keep(tmp_path / "none", tmp_path / "from", tmp_path / "models/other")

@@ -16,9 +16,9 @@ from PIL import Image
 from components import images, networks
 from components.networks.familiarity import Familiarity
 from components.networks.inference import Ensemble, Member, Scorer
-from components.serve import files as detectors
 from components.serve.export import export
 from components.serve.files import Files
+from components.serve.reference import references
 from components.stage import StageError
 
 pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
@@ -87,7 +87,7 @@ def check(found: dict[str, np.ndarray], answers: dict[str, np.ndarray]) -> None:
 
 @pytest.fixture(scope="module", params=["pair", "reference"])
 def some(request: pytest.FixtureRequest) -> Files:
-    return request.getfixturevalue("pair") if request.param == "pair" else detectors.references()[-1]
+    return request.getfixturevalue("pair") if request.param == "pair" else references()[-1].files
 
 
 def test_onnx_answers_as_keras_does(some: Files, pictures: list[Image.Image], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Which detector answers, and the command that opens the page."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -15,11 +16,12 @@ from typing import Any
 import pytest
 
 import components
-from components import tracking
+from components import integrity, tracking
+from components.serve import reference
 from components.serve.files import Files
 from components.serve.reference import FOLDER
 from components.stage import StageError
-from flows import answering, ui
+from flows import answering, checking, ui
 from tests.live.harness import stop, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +65,11 @@ def test_the_reference_answers_until_there_is_a_champion(
 ) -> None:
     assert answering.version(None) == answering.REFERENCE
     assert answering.name(answering.REFERENCE) == "the reference detector"
-    with answering.found(answering.REFERENCE) as kept:
+    assert answering.name("reference-photo") == "the reference detector photo"
+    with pytest.raises(StageError, match="no reference-huge; there are reference-small, reference-photo"):
+        answering.detector("reference-huge")
+    with answering.found("reference-photo") as (photo,), answering.found(answering.REFERENCE) as kept:
+        assert photo in kept
         assert [files.network.parent.parent for files in kept] == [FOLDER for _ in FOLDER.glob("*/decision.json")]
 
     with registered(project, small, monkeypatch) as client:
@@ -78,6 +84,71 @@ def test_the_reference_answers_until_there_is_a_champion(
         assert rows[0] == rows[1] and rows[0]["model_version"] == "1"
         with pytest.raises(StageError, match="trueframe has no version 7"), answering.found("7"):
             pass
+
+
+def test_what_the_champion_was_not_judged_on_is_answered_by_a_reference_detector(
+    project: Path,
+    small: Files,
+    monkeypatch: pytest.MonkeyPatch,
+    jpeg: Callable[..., bytes],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """In `check`: each line and the summary say who answered; a version that was asked for answers alone."""
+    own = Files.kept(tmp_path / "own")
+    shutil.copytree(small.card.parent, tmp_path / "own")
+    own.decision.write_text(json.dumps(small.fitted | {"scope": {"min_side": 32, "max_side": 128}}))
+    pictures = [tmp_path / "large.jpg", tmp_path / "little.jpg"]
+    for path, size in zip(pictures, ((300, 260), (70, 60)), strict=True):
+        path.write_bytes(jpeg(1, size))
+
+    def check(version: str | None, *outputs: Path) -> tuple[list[str], list[dict[str, Any]]]:
+        capsys.readouterr()
+        checking.run(map(str, pictures), lambda path: path, answering.Who.of(version), checking.Wanted(outputs))
+        lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("images checked")]
+        return lines, [row for path in outputs for row in json.loads(path.read_text())]
+
+    with registered(project, own, monkeypatch) as client:
+        client.set_registered_model_alias("trueframe", "champion", "1")
+        first, second, summary = check(None)[0]
+        assert first.startswith(f"{pictures[0]}: ") and "by the reference detector photo)" in first
+        assert second.startswith(f"{pictures[1]}: ") and "by version 1)" in second
+        assert summary == (
+            "trueframe version 1, the champion, was judged on pictures of 32 to 128 px: 1 of 2 pictures are of another "
+            "size or unlike those, and were answered by the reference detector photo"
+        )
+        lines, rows = check(None, tmp_path / "out.json")
+        assert [row["model_version"] for row in rows] == ["reference-photo", "1"] and lines[-1] == summary
+        assert rows[0]["threshold"] != rows[1]["threshold"] == small.fitted["threshold"]
+        # The same rows from before, and the same summary.
+        lines, again = check(None, tmp_path / "out.json")
+        assert lines[0] == "2 of 2 are known from before" and lines[-1] == summary and again == rows
+
+        lines, alone = check("1", tmp_path / "out.json")
+        assert [row["model_version"] for row in alone] == ["1", "1"] and not any("known from" in line for line in lines)
+        assert "32 to 128 px" in alone[0]["warnings"][0] and "2 files" in lines[-1]
+        _, kept = check("reference", tmp_path / "out.json")
+        assert [row["model_version"] for row in kept] == ["reference-photo", "reference-small"]
+        assert check("reference-photo", tmp_path / "out.json")[1][1]["warnings"]
+
+
+def test_rows_from_before_hold_as_long_as_the_same_detectors_answer(
+    project: Path, small: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither another registry's version of that number nor a reference detector that got better is the same."""
+    shutil.copytree(FOLDER, tmp_path / "kept")
+    monkeypatch.setattr(reference, "beside", lambda: reference.references(tmp_path / "kept"))
+    with registered(project, small, monkeypatch) as client:
+        said = [answering.Who("1").identity(), answering.Who("1", alone=True).identity()]
+        client.set_model_version_tag("trueframe", "1", "files_sha256", "0" * 64)
+        said += [answering.Who("1").identity(), answering.Who("1", alone=True).identity()]
+        (tmp_path / "kept/photo/model_card.md").write_text("# Better\n")
+        integrity.write(tmp_path / "kept/photo")
+        said += [answering.Who("1").identity()]
+        assert answering.Who("1", alone=True).identity() == said[3]
+        assert answering.Who("1").identity() == said[4]
+    said += [answering.Who(name).identity() for name in ("reference", "reference-photo")]
+    assert len(set(said)) == len(said)
 
 
 def test_files_that_are_no_detector_are_named(tmp_path: Path) -> None:
@@ -117,7 +188,10 @@ def test_the_command_opens_the_page_and_follows_the_champion(
                 time.sleep(0.5)
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{port}/")
-        page.wait_for_selector("text=Trueframe version 1 answers", timeout=60_000)
+        page.wait_for_selector(
+            "text=Trueframe version 1 answers for pictures like those",
+            timeout=60_000,
+        )
         page.close()
     finally:
         stop(process)

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.serve import files as detectors
+from components.serve.cascade import Cascade
 from components.serve.detector import Detector
 from components.serve.export import export
 from components.serve.files import Files
-from components.serve.reference import Reference
+from components.serve.reference import references
 from components.stage import StageError
 
 pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
@@ -75,8 +75,9 @@ def exported(small: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     folder = tmp_path_factory.mktemp("browser")
     try:
         if PHOTOS.exists():
-            export(detectors.references(), "reference", "browser", folder)
-            return folder, Reference()
+            kept = references()
+            export([one.files for one in kept], "reference", "browser", folder)
+            return folder, Cascade(kept)
         export([small], "3", "browser", folder)
     except StageError as error:
         if "runtime for the browser" in str(error):

@@ -1,14 +1,18 @@
 """What the page and the report say of a picture."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from components import integrity
 from components.serve.files import Files
 from components.serve.page import judged as parts
 from components.serve.page import report
 from components.serve.page.about import About
 from components.serve.page.judged import Judged
+from components.serve.reference import references
 
 ROW: dict[str, Any] = {
     "label": "ai",
@@ -28,7 +32,7 @@ ROW: dict[str, Any] = {
 
 def test_provenance_is_shown_apart_and_as_text(small: Files, jpeg: Callable[..., bytes], tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
-    one = Judged("a $x$ <i>.jpg", tmp_path / "a.jpg", ROW, About.of("version 3", [small], None))
+    one = Judged("a $x$ <i>.jpg", tmp_path / "a.jpg", ROW, About.of("version 3", (small, None)))
     assert dict(parts.provenance_lines(one)) == {
         "camera make": "Make <b>",
         "camera model": "One",
@@ -46,12 +50,55 @@ def test_provenance_is_shown_apart_and_as_text(small: Files, jpeg: Callable[...,
 
 def test_without_a_verdict_the_reason_stands_there(small: Files, tmp_path: Path) -> None:
     row = ROW | {"verdict": "uncertain", "warnings": ["8 × 8 px is too small to judge"]}
-    one = Judged("a", tmp_path / "a", row, About.of("version 3", [small], None))
+    one = Judged("a", tmp_path / "a", row, About.of("version 3", (small, None)))
     assert one.verdict() == "Uncertain" and "8 × 8 px is too small to judge" in one.why()
 
 
+def test_who_answered_is_named_and_how_often_that_one_is_wrong(
+    small: Files, jpeg: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """On the page, in the report, in its table; a re-save is judged by the same detector."""
+    shutil.copytree(small.card.parent, tmp_path / "models/large")
+    other = Files.kept(tmp_path / "models/large")
+    other.decision.write_text(json.dumps(small.fitted | {"scope": {"min_side": 140, "max_side": None}, "low": 0.05}))
+    other.card.write_text(small.card.read_text().replace("0.8587", "0.6000").replace("| art |", "| sea |"))
+    integrity.write(tmp_path / "models/large")
+    shutil.copytree(small.card.parent, tmp_path / "own")
+    own = Files.kept(tmp_path / "own")
+    own.decision.write_text(json.dumps(small.fitted | {"scope": {"min_side": 32, "max_side": 128}}))
+    about = About.of("trueframe version 3", (own, own.detector("3")), references(tmp_path / "models"))
+    assert about.name == "trueframe version 3"
+    assert about.introduction() == (
+        "Trueframe version 3 answers for pictures like those that it was judged on (32 to 128 px), for others a "
+        "reference detector."
+    )
+    tab = about.html()
+    assert tab.index("<h2>Trueframe version 3</h2>") < tab.index("<h2>The reference detector large</h2>")
+    judged = {}
+    for name, size in (("little", (64, 48)), ("large", (300, 200))):
+        path = tmp_path / f"{name}.jpg"
+        path.write_bytes(jpeg(1, size))
+        judged[name] = parts.judge(about, path.name, path)
+    little, large = judged["little"], judged["large"]
+    assert little.row["model_version"] == "3" and "Answered by trueframe version 3." in parts.verdict_html(little)
+    assert "14% of the real ones" in parts.errors_html(little) and "art:" in parts.errors_html(little)
+    assert large.row["model_version"] == "reference-large" and large.row["warnings"] == []
+    assert (
+        "Answered by the reference detector large, since trueframe version 3 was judged on pictures of 32 to 128 px, "
+        "and this one is of another size or unlike those."
+    ) in parts.verdict_html(large)
+    assert "Below 5% the verdict" in parts.verdict_html(large) and "Below 40%" in parts.verdict_html(little)
+    assert "40% of the real ones" in parts.errors_html(large) and "sea:" in parts.errors_html(large)
+    parts.resave(large)  # at half its size the other one would answer
+    assert {row["model_version"] for _, row in large.resaves} == {"reference-large"}
+    parts.explain(large)
+    assert large.heatmap and report.draw(large, "pdf").startswith(b"%PDF")
+    alone = About.of("the reference detector", None, references(tmp_path / "models"))
+    assert (alone.name, alone.introduction()) == ("the reference detector", "The reference detector answers.")
+
+
 def test_errors_name_the_nearest_tier(small: Files) -> None:
-    card = About.of("version 3", [small], None).parts[0].card
+    card = About.of("version 3", (small, None)).own.card
     assert "re-saved at quality 50 it judges 71% rightly" in " ".join(card.errors(60))
     assert "re-saved" not in " ".join(card.errors(None))
     assert card.trained_on() == "art: 241 real and 309 AI-generated pictures"

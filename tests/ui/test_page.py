@@ -57,7 +57,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, jpeg: Callable[..., bytes
 @pytest.fixture(scope="module")
 def site(small: Files, served: Callable[[Any], Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     feedback = tmp_path_factory.mktemp("reports")
-    about = About.of("trueframe version 3", [small], small.detector("3"))
+    about = About.of("trueframe version 3", (small, small.detector("3")))
     app = page.build(
         lambda: about,
         partial(links.fetch, private=True),
@@ -279,7 +279,7 @@ def test_it_fits_a_phone_in_the_dark(visit: Visit, pictures: Path, axe: str) -> 
 def test_it_offers_no_correction_where_none_is_wanted(
     browser: Any, small: Files, served: Callable[[Any], Any], pictures: Path
 ) -> None:
-    about = About.of("version 3", [small], small.detector("3"))
+    about = About.of("version 3", (small, small.detector("3")))
     app = page.build(lambda: about, links.fetch)
     with served(app) as url:
         context = browser.new_context()

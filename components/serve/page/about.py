@@ -1,12 +1,15 @@
 """Who answers on the page, what it was trained on, and how often it is wrong: read from its model card."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Self
 
+from components.serve.cascade import Asked, Cascade
+from components.serve.detector import Scope
 from components.serve.files import Files
+from components.serve.reference import VERSION, Reference, title
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,29 @@ class Card:
 
 @dataclass(frozen=True)
 class Part:
-    """One detector of those that answer: what was fitted, and its card."""
+    """One detector of those that answer.
 
+    Attributes:
+        name: as it stands in a sentence, `trueframe version 3` or `the reference detector photo`.
+        fitted: its `decision.json`.
+        card: its model card.
+        detector: itself.
+    """
+
+    name: str
     fitted: dict[str, Any]
     card: Card
+    detector: Any
+
+    @classmethod
+    def of(cls, name: str, files: Files, detector: Any) -> Self:
+        """From a detector's files."""
+        return cls(name, files.fitted, Card.read(files.card.read_text()), detector)
+
+    @property
+    def scope(self) -> Scope:
+        """The sizes that it was judged on."""
+        return Scope(**self.fitted["scope"])
 
 
 @dataclass(frozen=True)
@@ -89,37 +111,61 @@ class About:
     """Who answers.
 
     Attributes:
-        name: as it stands in a sentence, `the reference detector` or `trueframe version 3`.
-        parts: of the reference detector one for each range of sizes; else one.
-        detector: answers (see `Detector.score`).
+        own: the champion, or the version that was asked for; null where there is none.
+        others: the reference detectors by their versions, for what it wasn't judged on.
+        detector: all of them together (see `Detector.score`).
     """
 
-    name: str
-    parts: Sequence[Part]
+    own: Part | None
+    others: Mapping[str, Part]
     detector: Any
 
     @classmethod
-    def of(cls, name: str, files: Sequence[Files], detector: Any) -> Self:
-        """From the detectors' files."""
-        return cls(name, [Part(one.fitted, Card.read(one.card.read_text())) for one in files], detector)
+    def of(cls, name: str, own: tuple[Files, Asked] | None, references: Sequence[Reference] = ()) -> Self:
+        """From the detectors and their files.
+
+        Args:
+            name: of the own one, as it stands in a sentence.
+            own: answers first.
+            references: answer what it wasn't judged on, or everything where there is no own one.
+        """
+        others = {one.version: Part.of(str(title(one.version)), one.files, one) for one in references}
+        asked = [*([own[1]] if own else []), *references]
+        return cls(Part.of(name, *own) if own else None, others, Cascade(asked))
+
+    @property
+    def name(self) -> str:
+        """Who answers, as it stands in a sentence: who is asked first."""
+        return self.own.name if self.own else str(title(VERSION))
 
     def part(self, row: dict[str, Any]) -> Part:
-        """The one that gave an answer: its threshold tells."""
-        return next((part for part in self.parts if part.fitted["threshold"] == row["threshold"]), self.parts[0])
+        """The one that gave an answer."""
+        known = self.others.get(row["model_version"], self.own)
+        assert known is not None
+        return known
 
     def html(self) -> str:
         """The tab about the detector."""
+        parts = [*([self.own] if self.own else []), *self.others.values()]
         said = []
-        for part in self.parts:
-            scope = part.fitted["scope"]
-            upper = f" to {scope['max_side']}" if scope["max_side"] else " or more"
+        for part in parts:
             said.append(
-                f"<p>It was judged on pictures whose shorter side has {scope['min_side']}{upper} px.</p>"
+                f"<h2>{escape(_capital(part.name))}</h2>"
+                f"<p>It was judged on pictures whose shorter side has {part.scope}.</p>"
                 + "".join(f"<p>{escape(text)}</p>" for text in part.card.errors())
             )
-            for title, rows in part.card.tables.items():
-                said.append(f"<h3>{escape(title)}</h3>{table(title, rows)}")
-        return f"<p>Answers come from <strong>{escape(self.name)}</strong>.</p>{''.join(said)}"
+            for heading, rows in part.card.tables.items():
+                said.append(f"<h3>{escape(heading)}</h3>{table(heading, rows)}")
+        return f"<p>{escape(self.introduction())}</p>{''.join(said)}"
+
+    def introduction(self) -> str:
+        """Who answers what, in a sentence or two."""
+        if self.own and self.others:
+            return (
+                f"{_capital(self.own.name)} answers for pictures like those that it was judged on ({self.own.scope}), "
+                f"for others a reference detector."
+            )
+        return f"{_capital(self.name)} answers."
 
 
 def table(title: str, rows: Sequence[Sequence[str]]) -> str:
@@ -131,3 +177,7 @@ def table(title: str, rows: Sequence[Sequence[str]]) -> str:
     )
     scroll = f'<div class=scroll tabindex=0 role=region aria-label="{escape(title)}">'
     return f"{scroll}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

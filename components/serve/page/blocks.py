@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from components.serve.page import Limits, Shelf
 
 _INTRO = """# Is this picture AI-generated?
-Drop a picture, choose it, paste it (Ctrl+V) or give its link. {name} answers; it is wrong now and then, so take it as a
+Drop a picture, choose it, paste it (Ctrl+V) or give its link. {who} Answers are wrong now and then, so take them as a
 hint and no proof."""
 _CONSENT = "I have the right to give this picture, and agree that it is stored to train the next detector"
 _GONE = "The picture was deleted by now; give it once more."
@@ -158,8 +158,7 @@ class Handler:
 
     def introduction(self) -> str:
         """What stands above all."""
-        name = self.answering().name
-        return _INTRO.format(name=name[0].upper() + name[1:])
+        return _INTRO.format(who=self.answering().introduction())
 
     def judge_file(self, path: str | None) -> tuple[Any, ...]:
         """The verdict for an uploaded file, which is then deleted."""
@@ -231,17 +230,19 @@ class Handler:
         paths = paths or []
         if len(paths) > self.limits.batch:
             return None, _problem(f"{len(paths)} files; {self.limits.batch} at once are the limit."), gr.skip()
-        answers = self.answering().detector.score([self._taken(path) for path in paths])
+        about = self.answering()
+        answers = about.detector.score([self._taken(path) for path in paths])
         rows = [{"path": Path(path).name, **row} for path, row in zip(paths, answers, strict=True)]
         file = self.files.put(f"trueframe-{secrets.token_hex(8)}.csv", b"")
         check.write(rows, file)
-        lines = [["file", "verdict", "probability", "notes"]]
+        lines = [["file", "verdict", "probability", "answered by", "notes"]]
         for row in rows:
             p = "" if row["error"] else f"{row['probability']:.0%}"
             notes = "; ".join(
                 [*row["warnings"], *(["says something of its origin"] if row["provenance"].keys() - {"note"} else [])]
             )
-            lines.append([row["path"], parts.said(row), p, notes])
+            by = "" if row["error"] else about.part(row).name
+            lines.append([row["path"], parts.said(row), p, by, notes])
         return (
             None,
             f"<p role=status>{len(rows)} pictures judged.</p>{table('Verdicts', lines)}",

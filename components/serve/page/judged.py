@@ -82,6 +82,16 @@ class Judged:
             return "The score lies in the band where the detector is wrong too often to say."
         return "The score lies outside of the uncertain band. That is a hint and no proof."
 
+    def by(self) -> str:
+        """One sentence on who answered, and in whose place."""
+        own = self.about.own
+        if own is None or self.part is own:
+            return f"Answered by {self.part.name}."
+        return (
+            f"Answered by {self.part.name}, since {own.name} was judged on pictures of {own.scope}, and this one is of "
+            "another size or unlike those."
+        )
+
 
 RESAVES = (
     Resave("saved as JPEG 75", lambda image: _jpeg(image, 75)),
@@ -106,14 +116,14 @@ def judge(about: About, name: str, path: Path) -> Judged:
 
 def explain(judged: Judged) -> None:
     """Draw where the evidence lies."""
-    (row,) = judged.about.detector.score([judged.data], explain=True)
+    (row,) = judged.part.detector.score([judged.data], explain=True)
     judged.heatmap = base64.b64decode(row["heatmap"])
 
 
 def resave(judged: Judged) -> None:
-    """Judge the picture again after what usually happens to pictures."""
+    """Let the same detector judge the picture again after what usually happens to pictures."""
     image = images.decode(judged.data)
-    rows = judged.about.detector.score([each.saved(image) for each in RESAVES])
+    rows = judged.part.detector.score([each.saved(image) for each in RESAVES])
     judged.resaves = [(each.name, row) for each, row in zip(RESAVES, rows, strict=True)]
 
 
@@ -133,7 +143,7 @@ def verdict_html(judged: Judged) -> str:
         f'<div class=mark style="left:{p:.2%}"></div></div>'
         f'<div class=ends aria-hidden=true><span>not AI</span><span class=mid style="left:{(low + high) / 2:.2%}">'
         f"uncertain</span><span>AI</span></div><p>{escape(judged.why())}</p>"
-        f"<p class=quiet>Answered by {escape(judged.about.name)}.</p></div>"
+        f"<p class=quiet>{escape(judged.by())}</p></div>"
     )
 
 

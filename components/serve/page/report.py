@@ -89,7 +89,7 @@ def _sections(judged: Judged) -> list[tuple[str, list[str]]]:
             [
                 size,
                 f"SHA-256 {digest}",
-                f"Answered by {judged.about.name}, threshold {row['threshold']:.3f}.",
+                f"{judged.by()} Threshold {row['threshold']:.3f}.",
             ],
         ),
     ]
