@@ -1,6 +1,7 @@
 """`params.yaml` as frozen models. A key that is wrong or unknown stops every command, by its name."""
 
 import difflib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,16 +35,26 @@ class Section(BaseModel):
 Label = Literal["ai", "real"]
 
 
+def _as_word(key: Any) -> Any:
+    """What YAML makes of `0:`, `true:` and `null:`, as the text that it was."""
+    return json.dumps(key) if key is None or isinstance(key, bool | int | float) else key
+
+
+Word = Annotated[str, BeforeValidator(_as_word)]
+
+
 class Columns(Section):
     """Which columns of a table say what; `values` says which value of the label column is which label."""
 
     image: str = "image"
     label: str = "label"
-    values: dict[str, Label] = Field({}, description="empty: the usual words, and 1 for ai, 0 for real")
+    values: dict[Word, Label | None] = Field(
+        {}, description="beside the usual words and names of classes; null leaves the images of a value out"
+    )
     name: str | None = None
     generator: str | None = None
     split: str | None = None
-    splits: dict[str, Literal["train", "validation", "test"]] = Field({}, description="by value of the split column")
+    splits: dict[Word, Literal["train", "validation", "test"]] = Field({}, description="by value of the split column")
     pair: str | None = None
     licence: str | None = None
 
@@ -58,7 +69,7 @@ class Source(Section):
         description="a folder or an archive, s3://BUCKET/PREFIX, hf://OWNER/NAME, kaggle://OWNER/NAME, "
         "web:LIST, feedback:FOLDER",
     )
-    labels: dict[str, Label] = Field({}, description="what its folders are, by name")
+    labels: dict[Word, Label] = Field({}, description="what its folders are, by name")
     label: Label | None = Field(None, description="what all of its images are")
     generator: str | None = Field(None, description="what made its images labelled ai")
     columns: Columns | None = Field(None, description="of its Parquet files")

@@ -37,7 +37,7 @@ def parts(place: Place) -> Iterator[Part]:
     tables = sorted(root.rglob("*.parquet")) if place.entry.columns and root.is_dir() else []
     for path in tables:
         name = path.relative_to(root).as_posix()
-        yield Part(name, lambda path=path, name=name: rows.items(path, name, place))  # type: ignore[misc]
+        yield Part(name, lambda path=path, name=name: rows.items(path, name, place, lambda: root / "README.md"))  # type: ignore[misc]
     if not tables:
         yield Part("", lambda: items(root, place.entry, place.max_bytes))
 

@@ -15,6 +15,7 @@ from components.stage import StageError
 
 _PLACE = re.compile(r"hf://(?:datasets/)?(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>.+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_CARD = "README.md"
 _TOKENS = "https://huggingface.co/settings/tokens"
 _TIMEOUT = 30  # s
 
@@ -63,10 +64,13 @@ def parts(place: Place) -> Iterator[Part]:
 
         return Part(covers(path), items, (covers(path),))
 
+    def card() -> Path | None:
+        return repository.download(_CARD, commit) if _CARD in found else None
+
     limited = place.source.max_images or place.source.per_generator
     for path in sorted(tables, key=_mixed if limited else None):
         if covers(path) not in place.covered:
-            yield part(path, lambda local, path=path: rows.items(local, path, place))  # type: ignore[misc]
+            yield part(path, lambda local, path=path: rows.items(local, path, place, card))  # type: ignore[misc]
     for path in sorted(archives):
         if covers(path) not in place.covered:
             yield part(

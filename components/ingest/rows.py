@@ -1,6 +1,5 @@
 """Parquet tables of images, as Hugging Face keeps them, under whatever column names."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 
 from components.ingest.catalogue import Entry
 from components.ingest.source import Item, Place
+from components.ingest.values import Card, Values
 from components.params import Columns, Label
 from components.stage import StageError
 
@@ -20,17 +20,20 @@ _SPLIT = re.compile(r"(train|validation|valid|val|test)\b", re.IGNORECASE)
 _SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
 
 
-def items(path: Path, name: str, place: Place) -> Iterator[Item]:
+def items(path: Path, name: str, place: Place, card: Card = lambda: None) -> Iterator[Item]:
     """The images of one Parquet file, in order, a few rows in memory at a time.
+
+    Those whose value the settings leave out are counted in a line.
 
     Args:
         path: the file.
         name: what to call it in `origin`; where no column says a split, its name or a folder's does
             (`data/test-00000-of-00004.parquet`, `data/test/0.parquet`).
         place: the source; its entry's `columns` say what is what.
+        card: fetches the data set's card, which may name the classes.
 
     Raises:
-        StageError: a column is missing or of another type, a label means neither ai nor real, or the file is damaged.
+        StageError: a column is missing or of another type, nothing says what a label means, or the file is damaged.
     """
     columns = place.entry.columns or Columns()
     try:
@@ -43,48 +46,22 @@ def items(path: Path, name: str, place: Place) -> Iterator[Item]:
                     f"{name}: no column {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}. Say which "
                     f"is which under `columns` of the source {place.name} in params.yaml"
                 )
-            labels = _Labels(name, columns, place, file.schema_arrow)
-            number = 0
-            for batch in file.iter_batches(_ROWS, columns=wanted):
-                for row in batch.to_pylist():
-                    yield _item(row, number, name, columns, labels, place)
-                    number += 1
+            values = None if place.entry.label else Values(file, name, columns, place, card)
+            left_out = 0
+            batches = file.iter_batches(_ROWS, columns=wanted)
+            for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+                label = values.of(row[columns.label]) if values else place.entry.label
+                if label:
+                    yield _item(row, number, name, columns, label, place)
+                else:
+                    left_out += 1
+            if left_out:
+                print(f"{name}: {left_out:,} images without a label are left out", flush=True)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = str(error).splitlines()[0]
         raise StageError(f"{path}: damaged ({reason}); remove it and run the same command again") from None
-
-
-class _Labels:
-    """What the values of the label column mean."""
-
-    def __init__(self, name: str, columns: Columns, place: Place, schema: pa.Schema) -> None:
-        rules = place.entry.labels.items()
-        words = {rule[-1].lower(): label for label, its in rules for rule in its if len(rule) == 1}
-        self.meaning: dict[str, Label] = {**words, "1": "ai", "0": "real", "true": "ai", "false": "real"}
-        if columns.label in schema.names:
-            # A class label is stored as a number; the names stand in the file's metadata.
-            for number, word in enumerate(_class_names(schema, columns.label)):
-                self.meaning.pop(str(number), None)
-                if word.lower() in words:
-                    self.meaning[str(number)] = words[word.lower()]
-                if word in columns.values:
-                    self.meaning[str(number)] = columns.values[word]
-        self.meaning |= {value.lower(): label for value, label in columns.values.items()}
-        self.where, self.column, self.all, self.source = name, columns.label, place.entry.label, place.name
-
-    def of(self, row: dict[str, Any]) -> Label:
-        if self.all:
-            return self.all
-        value = row[self.column]
-        try:
-            return self.meaning[str(value).lower()]
-        except KeyError:
-            raise StageError(
-                f"{self.where}: {self.column} is {value!r}, which is neither ai nor real; say what it means under "
-                f"`columns: {{values: {{...}}}}` of the source {self.source} in params.yaml"
-            ) from None
 
 
 def _columns(columns: Columns, entry: Entry) -> list[str]:
@@ -93,15 +70,7 @@ def _columns(columns: Columns, entry: Entry) -> list[str]:
     return list(dict.fromkeys(c for c in named if c))
 
 
-def _class_names(schema: pa.Schema, column: str) -> list[str]:
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return list(features[column].get("names", []))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return []
-
-
-def _item(row: dict[str, Any], number: int, name: str, columns: Columns, labels: _Labels, place: Place) -> Item:
+def _item(row: dict[str, Any], number: int, name: str, columns: Columns, label: Label, place: Place) -> Item:
     image = row[columns.image]
     data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
     if data is not None and not isinstance(data, bytes):
@@ -109,7 +78,6 @@ def _item(row: dict[str, Any], number: int, name: str, columns: Columns, labels:
             f"{name}: column {columns.image} holds {type(data).__name__}, no image files; name the right one under "
             f"`columns: {{image: ...}}` of the source {place.name} in params.yaml"
         )
-    label = labels.of(row)
     called = (row[columns.name] if columns.name else None) or path or "image"
     generator = (str(row[columns.generator]) if columns.generator and row[columns.generator] else None) or (
         place.entry.generator

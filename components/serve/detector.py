@@ -1,7 +1,6 @@
 """The detector: image files in, verdicts out. MLflow's server, the batch check and the gate all use this."""
 
 import base64
-import binascii
 import io
 import json
 import math
@@ -23,6 +22,7 @@ from components.networks.explain import evidence, overlay
 from components.networks.familiarity import Familiarity
 from components.networks.inference import Ensemble, Member, Scorer
 from components.serve import provenance
+from components.serve.encoded import decoded
 from components.serve.provenance.credentials import trust_list
 from components.serve.provenance.text import why
 
@@ -140,7 +140,7 @@ class Detector:
         """Judge image files, each on its own, in blocks that bound the memory they take.
 
         Args:
-            files: bytes of a file each, or their base64 text. Anything else is that row's error.
+            files: bytes of a file each, or their text (see `encoded.decoded`). Anything else is that row's error.
             explain: adds `heatmap`, a base64 PNG of where the evidence is: red for `ai`, blue for `real`.
             threshold: in place of the fitted one, from 0 to 1; the uncertain band moves along (see `Decision.at`).
                 Any other number is every row's error.
@@ -250,16 +250,16 @@ def as_bytes(file: Any) -> bytes:
     """A file's bytes, from what a caller sent.
 
     Raises:
-        ImageError: it is neither bytes nor their base64 text.
+        ImageError: it is neither bytes nor a text of them (see `encoded.decoded`).
     """
     if isinstance(file, bytes):
         return file
     if not isinstance(file, str):
         raise images.ImageError("`image` is no base64 text")
     try:
-        return base64.b64decode(file, validate=True)
-    except (binascii.Error, ValueError):
-        raise images.ImageError("`image` is not valid base64") from None
+        return decoded(file)
+    except ValueError as error:
+        raise images.ImageError(f"`image` is {error}") from None
 
 
 def _logit(p: float) -> float:

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -19,14 +19,13 @@ from prometheus_client import (
     generate_latest,
 )
 from starlette.applications import Starlette
-from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from components.params import Monitor, Serve
-from components.serve import access
+from components.serve import access, bodies
 from components.serve.log import Log
 from components.serve.queue import Backend, Options, Queue, Refused
 
@@ -39,9 +38,6 @@ _HEADERS = (
 )
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _BODIES = 8  # of the largest size, that all requests together may hold
-_FIELDS = {"dataframe_records", "dataframe_split", "params"}
-
-Rows = tuple[list[str | None], Options]
 
 
 class Gateway:
@@ -125,13 +121,13 @@ class Gateway:
         )
 
     async def _invocations(self, request: Request) -> Response:
-        return await self._answer(request, self._json, lambda rows, _: rows)
+        return await self._answer(request, lambda body: bodies.from_json(request.headers, body), lambda rows, _: rows)
 
     async def _check(self, request: Request) -> Response:
         names: list[str | None] = []
 
-        async def read(request: Request, body: bytes) -> Rows:
-            files, options = await self._files(request, body)
+        def read(body: bytes) -> bodies.Rows:
+            files, options = bodies.from_files(request.headers, request.query_params, body, self.settings.max_images)
             names.extend(name for name, _ in files)
             return [base64.b64encode(data).decode() for _, data in files], options
 
@@ -140,7 +136,7 @@ class Gateway:
     async def _answer(
         self,
         request: Request,
-        read: Callable[[Request, bytes], Awaitable[Rows]],
+        read: Callable[[bytes], bodies.Rows],
         shape: Callable[[Any, int], Any],
     ) -> Response:
         """Check, read, score, count; whatever is refused is one line of JSON."""
@@ -152,7 +148,7 @@ class Gateway:
                 raise Refused(429, f"more than {self.settings.rate:,} images a minute", wait)
             self._room()
             with self._holding() as hold:
-                images, options = await read(request, await self._body(request, hold))
+                images, options = read(await self._body(request, hold))
                 if len(images) > self.settings.max_images:
                     raise Refused(413, f"{len(images):,} images; a request may have {self.settings.max_images:,}")
                 if self._rate:
@@ -242,57 +238,6 @@ class Gateway:
             raise Refused(408, f"the body did not come within {self.settings.read_s:g} s", close=True) from None
         return b"".join(parts)
 
-    async def _json(self, request: Request, body: bytes) -> Rows:
-        media = _media(request)
-        if media != "application/json":
-            raise Refused(415, f"{media or 'no content type'}; this takes application/json, and /v1/check takes files")
-        try:
-            said = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise Refused(400, f"not JSON: {_line(error)}") from None
-        if not isinstance(said, dict) or not set(said) <= _FIELDS or len(said.keys() - {"params"}) != 1:
-            raise Refused(400, 'the body has to be {"dataframe_records": [{"image": "<base64 of the file>"}]}')
-        params = said.get("params") or {}
-        if not isinstance(params, dict):
-            raise Refused(400, 'params has to be an object: {"explain": true, "threshold": 0.5}')
-        return _rows(said), _options(params)
-
-    async def _files(self, request: Request, body: bytes) -> tuple[list[tuple[str | None, bytes]], Options]:
-        """Names and bytes of the files of an upload, and what its query and its other fields ask for."""
-        media = _media(request)
-        asked: dict[str, Any] = dict(request.query_params)
-        if media.startswith("image/") or media == "application/octet-stream":
-            return [(None, body)], _options(_read(asked))
-        if media != "multipart/form-data":
-            raise Refused(
-                415,
-                f"{media or 'no content type'}; this takes image/*, application/octet-stream or multipart/form-data",
-            )
-        files = []
-        form = await self._form(request, body)
-        try:
-            for name, value in form.multi_items():
-                if isinstance(value, UploadFile):
-                    files.append((value.filename or None, await value.read()))
-                else:
-                    asked[name] = value
-        finally:
-            await form.close()
-        if not files:
-            raise Refused(400, "no file among the fields; curl sends one with -F file=@photo.jpg")
-        return files, _options(_read(asked))
-
-    async def _form(self, request: Request, body: bytes) -> FormData:
-        async def once() -> dict[str, Any]:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        try:
-            return await Request(request.scope, once).form(max_files=self.settings.max_images, max_fields=8)
-        except HTTPException as error:
-            raise Refused(413 if "Too many" in error.detail else 400, _line(error.detail)) from None
-        except (ValueError, KeyError, UnicodeError):
-            raise Refused(400, "a damaged form") from None
-
     async def _ready(self, _: Request) -> Response:
         is_ready = self.queue.is_ready
         return _json({"live": True, "ready": is_ready, "model_version": self.version}, 200 if is_ready else 503)
@@ -362,50 +307,6 @@ def protocol(seconds: float) -> type[asyncio.Protocol]:
 def keys() -> list[str]:
     """The API keys that the environment names (see `access.keys`)."""
     return access.keys(KEYS)
-
-
-def _rows(said: dict[str, Any]) -> list[str | None]:
-    """The column `image`, whatever it holds: what is no text has its own error later."""
-    records = said.get("dataframe_records")
-    if isinstance(records, list):
-        found = [record.get("image") if isinstance(record, dict) else None for record in records]
-    else:
-        split = said.get("dataframe_split")
-        columns, data = (split.get("columns"), split.get("data")) if isinstance(split, dict) else (None, None)
-        if not isinstance(columns, list) or not isinstance(data, list) or "image" not in columns:
-            raise Refused(400, 'dataframe_records has to be a list of {"image": "<base64 of the file>"}')
-        at = columns.index("image")
-        found = [row[at] if isinstance(row, list) and at < len(row) else None for row in data]
-    return [value if isinstance(value, str) else None for value in found]
-
-
-def _options(params: dict[str, Any]) -> Options:
-    unknown = sorted(set(params) - {"explain", "threshold"})
-    if unknown:
-        raise Refused(400, f"params has no {unknown[0][:40]!r}; it has explain and threshold")
-    explain, threshold = params.get("explain", False), params.get("threshold")
-    if not isinstance(explain, bool):
-        raise Refused(400, "explain has to be true or false")
-    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-    if threshold is not None and not (is_number and 0 <= threshold <= 1):
-        raise Refused(400, "threshold has to be a number from 0 to 1")
-    return Options(explain, None if threshold is None else float(threshold))
-
-
-def _read(asked: dict[str, Any]) -> dict[str, Any]:
-    """The words of a query or a form as `params` has them."""
-    words = {"true": True, "1": True, "false": False, "0": False}
-    read = dict(asked)
-    if "explain" in read:
-        read["explain"] = words.get(read["explain"].lower())
-    if "threshold" in read:
-        with contextlib.suppress(ValueError):
-            read["threshold"] = float(read["threshold"])
-    return read
-
-
-def _media(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()[:80]
 
 
 def _line(error: object) -> str:

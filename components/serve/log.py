@@ -5,8 +5,6 @@ for it, and a file that brings a decoder down takes no request with it. It ends 
 ends, and writes what it has.
 """
 
-import base64
-import binascii
 import contextlib
 import hashlib
 import os
@@ -25,6 +23,7 @@ from typing import Any, Self
 from prometheus_client import CollectorRegistry, Counter
 
 from components.params import Monitor
+from components.serve.encoded import decoded
 
 _FIELDS = ("probability", "verdict", "threshold", "model_version", "warnings", "error")
 _BEHIND = 16 * 2**20  # bytes that wait, from which pictures don't: their rows have no statistics
@@ -133,8 +132,8 @@ class Log:
 
 def _decoded(image: str | None) -> bytes | None:
     try:
-        return base64.b64decode(image, validate=True) if image is not None else None
-    except (binascii.Error, ValueError):
+        return decoded(image) if image is not None else None
+    except ValueError:
         return None
 
 

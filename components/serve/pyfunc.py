@@ -25,6 +25,8 @@ class TrueframeModel(mlflow.pyfunc.PythonModel):
         """A dict for each row (see `Detector.score`). A bad row has its `error`, and the others their answers."""
         asked = params or {}
         images = model_input["image"].tolist() if "image" in model_input else [None] * len(model_input)
+        if len(images) == 1 and isinstance(images[0], list):  # what MLflow makes of `inputs` and `instances`
+            images = images[0]
         return self.detector.score(images, explain=bool(asked.get("explain")), threshold=asked.get("threshold"))
 
 

@@ -383,7 +383,10 @@ def test_class_names_in_the_file_say_what_the_numbers_mean(
     hub.repositories["me/pets"] = [files]
     source = {"from": "hf://me/pets", "columns": COLUMNS, "generator": "flux"}
     message = the_error(run(source={**source, "columns": {"image": "picture", "label": "kind"}}))
-    assert "data/test-00000-of-00001.parquet: kind is 1, which is neither ai nor real" in message
+    assert (
+        "data/test-00000-of-00001.parquet: column kind holds 0 ('synthetic'), 1 ('drawn'), and nothing says" in message
+    )
+    assert "whether 1 is ai or real" in message
     done = run(source=source)
     assert done.stdout.splitlines()[-1] == "mine: 6 images added, 0 already here, 0 rejected"
     rows = rows_of(tmp_path, "mine")
@@ -391,6 +394,74 @@ def test_class_names_in_the_file_say_what_the_numbers_mean(
     assert rows["label"].tolist() == ["ai", "real"] * 3
     assert rows["generator"].fillna("none").tolist() == ["flux", "none"] * 3
     assert rows["split"].tolist() == ["test"] * 2 + ["train"] * 4
+
+
+def numbers(jpeg: Callable[..., bytes], seeds: range) -> bytes:
+    """Labels without names of classes."""
+    return parquet([{"image": jpeg(seed, (24, 20)), "label": seed % 2} for seed in seeds])
+
+
+CARD = b"""---
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': fake
+          '1': real
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*
+---
+# Numbers
+"""
+
+
+def test_class_names_in_the_card_say_what_the_numbers_mean(
+    tmp_path: Path, hub: Hub, run: Run, jpeg: Callable[..., bytes], write_files: Callable[..., Path]
+) -> None:
+    files = {f"data/train-{n}.parquet": numbers(jpeg, range(4 * n, 4 * n + 4)) for n in range(2)}
+    hub.repositories["me/numbers"] = [{**files, "README.md": CARD}]
+    done = run("mine", "--from", "hf://me/numbers")
+    assert done.stdout.splitlines()[-1] == "mine: 8 images added, 0 already here, 0 rejected", done.stderr
+    assert rows_of(tmp_path, "mine")["label"].tolist() == ["ai", "real"] * 4
+    # A copy of the repository says the same.
+    place = write_files(tmp_path / "copy", {**files, "README.md": CARD})
+    done = run(source={"from": str(place), "columns": {}})
+    assert done.stdout.splitlines()[-1] == "mine: 0 images added, 8 already here, 0 rejected", done.stderr
+
+
+def test_numbers_that_nothing_explains_are_asked_for_and_the_answer_works(
+    tmp_path: Path, hub: Hub, run: Run, jpeg: Callable[..., bytes]
+) -> None:
+    files = {"data/train-0.parquet": numbers(jpeg, range(4)), "data/train-1.parquet": numbers(jpeg, range(4, 5))}
+    hub.repositories["me/numbers"] = [{**files, "README.md": b"# Numbers"}]
+    message = the_error(run("mine", "--from", "hf://me/numbers", "--max-images", "4"))
+    assert "column label holds 0" in message and "and nothing says for sure whether 0" in message
+    assert not (tmp_path / "data/mine").exists()
+    answer = message.split("`")[-2]
+    assert answer == "mine: {from: 'hf://me/numbers', max_images: 4, columns: {values: {0: ai, 1: real}}}"
+    done = run(source=yaml.safe_load(answer)["mine"])
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path, "mine")
+    assert rows["label"].tolist() == [["ai", "real"][int(origin.split("/")[2]) % 2] for origin in rows["origin"]]
+
+
+def test_a_file_without_any_label_is_left_out(tmp_path: Path, hub: Hub, run: Run, jpeg: Callable[..., bytes]) -> None:
+    """Publishers of a challenge keep the labels of its test set to themselves."""
+    hidden = parquet([{"image": jpeg(seed, (24, 20)), "label": -1} for seed in range(10, 13)])
+    hub.repositories["me/numbers"] = [{"data/test-0.parquet": hidden, "data/train-0.parquet": numbers(jpeg, range(4))}]
+    source = {"from": "hf://me/numbers", "columns": {"values": {0: "ai", 1: "real", -1: None}}}
+    done = run(source=source)
+    assert "data/test-0.parquet: 3 images without a label are left out\n" in done.stdout
+    assert done.stdout.splitlines()[-1] == "mine: 4 images added, 0 already here, 0 rejected", done.stderr
+    assert rows_of(tmp_path, "mine")["label"].tolist() == ["ai", "real"] * 2
+    assert run(source=source).stdout == "mine: nothing new\n"
 
 
 def test_of_a_repository_that_grows_only_what_is_new_is_fetched(

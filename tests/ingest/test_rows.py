@@ -1,6 +1,5 @@
 """Parquet tables of images under whatever column names."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,9 @@ def read(tmp_path: Path) -> Read:
         table: list[dict[str, Any]] | pa.Table,
         columns: dict[str, Any] | None = None,
         name: str = "data/0.parquet",
-        names: dict[str, list[str]] | None = None,
         **entry: Any,
     ) -> list[Item]:
         table = table if isinstance(table, pa.Table) else pa.Table.from_pylist(table)
-        if names:
-            features = {column: {"_type": "ClassLabel", "names": words} for column, words in names.items()}
-            table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
         path = tmp_path / "rows.parquet"
         pq.write_table(table, path)
         return list(rows.items(path, name, place(tmp_path, columns, **entry)))
@@ -53,43 +48,6 @@ def refused(read: Read, *arguments: Any, **keywords: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("values", "labels"),
-    [
-        ([1, 0], ["ai", "real"]),
-        (["1", "0"], ["ai", "real"]),
-        ([True, False], ["ai", "real"]),
-        (["FAKE", "Real"], ["ai", "real"]),
-        (["synthetic", "human"], ["ai", "real"]),
-    ],
-)
-def test_the_usual_values_of_a_label_are_understood(read: Read, values: list[Any], labels: list[str]) -> None:
-    assert [item.label for item in read([{"image": b"x", "label": value} for value in values])] == labels
-
-
-@pytest.mark.parametrize(("value", "kind"), [(2, "2"), (-1, "-1"), (1.0, "1.0"), ("cat", "'cat'"), (None, "None")])
-def test_a_value_that_means_nothing_is_named(read: Read, value: Any, kind: str) -> None:
-    message = refused(read, [{"image": b"x", "label": value}])
-    assert message.startswith(f"data/0.parquet: label is {kind}, which is neither ai nor real; say what it means under")
-    assert "of the source mine in params.yaml" in message
-
-
-def test_the_settings_say_what_a_value_means(read: Read) -> None:
-    table = [{"image": b"x", "label": value} for value in (0, 1, 2)]
-    labels = [item.label for item in read(table, {"values": {"0": "ai", "1": "real", "2": "real"}})]
-    assert labels == ["ai", "real", "real"]
-
-
-def test_the_names_of_classes_count_and_not_their_numbers(read: Read) -> None:
-    table = [{"image": b"x", "label": value} for value in (0, 1)]
-    assert [i.label for i in read(table, names={"label": ["AiArtData", "RealArt"]})] == ["ai", "real"]
-    assert [i.label for i in read(table, names={"label": ["real", "fake"]})] == ["real", "ai"]
-    message = refused(read, table, names={"label": ["cat", "dog"]})
-    assert "label is 0, which is neither ai nor real" in message
-    labels = [i.label for i in read(table, {"values": {"cat": "ai", "dog": "real"}}, names={"label": ["cat", "dog"]})]
-    assert labels == ["ai", "real"]
-
-
 def test_where_all_are_the_same_no_column_needs_to_say_it(read: Read) -> None:
     items = read([{"image": b"x"}, {"image": b"y"}], label="ai", generator="flux")
     assert [(item.label, item.generator) for item in items] == [("ai", "flux")] * 2
@@ -97,7 +55,7 @@ def test_where_all_are_the_same_no_column_needs_to_say_it(read: Read) -> None:
 
 def test_images_are_bytes_or_a_struct_of_them(read: Read) -> None:
     files = pa.array([b"one", b"two"])
-    labels = pa.array([0, 0])
+    labels = pa.array(["real", "real"])
     struct = pa.array([{"bytes": b"one", "path": "a.jpg"}, {"bytes": b"two", "path": None}])
     for column in (files, files.cast(pa.large_binary()), files.cast(pa.binary_view()), struct):
         items = read(pa.table({"image": column, "label": labels}))
@@ -107,8 +65,8 @@ def test_images_are_bytes_or_a_struct_of_them(read: Read) -> None:
 
 def test_columns_of_other_names_are_understood(read: Read) -> None:
     table = [
-        {"file": b"x", "kind": 1, "called": "a.png", "model": "flux", "part": "eval", "twin": 7, "terms": "CC0"},
-        {"file": b"y", "kind": 0, "called": None, "model": "coco", "part": "train", "twin": None, "terms": ""},
+        {"file": b"x", "kind": "fake", "called": "a.png", "model": "flux", "part": "eval", "twin": 7, "terms": "CC0"},
+        {"file": b"y", "kind": "real", "called": None, "model": "coco", "part": "train", "twin": None, "terms": ""},
     ]
     columns = {
         "image": "file",
@@ -127,7 +85,7 @@ def test_columns_of_other_names_are_understood(read: Read) -> None:
 
 
 def test_what_is_large_or_empty_is_left_to_be_rejected(read: Read) -> None:
-    table = [{"image": bytes(2**20 + 1), "label": 0}, {"image": None, "label": 0}]
+    table = [{"image": bytes(2**20 + 1), "label": "real"}, {"image": None, "label": "real"}]
     assert [item.data for item in read(table)] == [None, b""]
 
 
@@ -146,25 +104,25 @@ def test_what_is_large_or_empty_is_left_to_be_rejected(read: Read) -> None:
     ],
 )
 def test_a_split_may_stand_in_the_file_s_name(read: Read, name: str, split: str | None) -> None:
-    (item,) = read([{"image": b"x", "label": 0}], {"splits": {"publicEval": "test"}}, name)
+    (item,) = read([{"image": b"x", "label": "real"}], {"splits": {"publicEval": "test"}}, name)
     assert item.split == split
 
 
 def test_a_column_that_is_missing_is_named_with_those_there(read: Read) -> None:
-    message = refused(read, [{"img": b"x", "label": 0}])
+    message = refused(read, [{"img": b"x", "label": "real"}])
     assert message.startswith("data/0.parquet: no column image; it has img, label. Say which is which under `columns`")
 
 
 @pytest.mark.parametrize(("image", "kind"), [("a.jpg", "str"), (7, "int"), ([1, 2], "list")])
 def test_a_column_that_holds_no_images_is_named(read: Read, image: Any, kind: str) -> None:
-    message = refused(read, [{"image": image, "label": 0}])
+    message = refused(read, [{"image": image, "label": "real"}])
     assert message.startswith(f"data/0.parquet: column image holds {kind}, no image files; name the right one")
 
 
 @pytest.mark.parametrize("damage", ["cut", "words", "flipped"])
 def test_a_damaged_file_is_named(tmp_path: Path, jpeg: Callable[..., bytes], damage: str) -> None:
     path = tmp_path / "rows.parquet"
-    table = pa.Table.from_pylist([{"image": jpeg(seed), "label": 0} for seed in range(50)])
+    table = pa.Table.from_pylist([{"image": jpeg(seed), "label": "real"} for seed in range(50)])
     pq.write_table(table, path, compression="zstd", use_dictionary=False)
     content = bytearray(path.read_bytes())
     if damage == "flipped":
@@ -186,7 +144,7 @@ def test_a_few_rows_are_in_memory_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     block = bytes(range(256)) * 2048
     images = (n.to_bytes(4, "big") + block for n in range(128))
-    table = pa.Table.from_pylist([{"image": image, "label": 0} for image in images])
+    table = pa.Table.from_pylist([{"image": image, "label": "real"} for image in images])
     pq.write_table(table, path, compression="none", use_dictionary=False, write_batch_size=4, data_page_size=2**20)
     del table
     before = pa.total_allocated_bytes()

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import logging
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -180,9 +182,101 @@ def test_files_as_they_are(front: Callable[..., Running]) -> None:
     refused(server.post(GOOD, "image/jpeg", "/v1/check?explain=maybe"), 400, "explain")
     refused(server.post(GOOD, "image/jpeg", "/v1/check?threshold=high"), 400, "threshold")
     refused(server.post(GOOD, "text/plain", "/v1/check"), 415, "text/plain")
-    refused(server.post(GOOD, "multipart/form-data", "/v1/check"), 400, "")
-    refused(server.post(GOOD, "multipart/form-data; boundary=x", "/v1/check"), 400, "")
-    refused(requests.post(f"{server.url}/v1/check", files={"a": (None, "text")}, timeout=60), 400, "")
+    refused(server.post(GOOD, "multipart/form-data", "/v1/check"), 400, "boundary")
+    refused(server.post(GOOD, "multipart/form-data; boundary=x", "/v1/check"), 400, "a damaged form")
+    refused(requests.post(f"{server.url}/v1/check", files={"a": (None, "text")}, timeout=60), 400, "-F file=@photo.jpg")
+    with socket.create_connection(("127.0.0.1", server.port), 20) as caller:
+        caller.sendall(head(len(GOOD), "POST /v1/check", "Content-Type: image/jpeg", "Expect: 100-continue"))
+        assert caller.recv(4096).startswith(b"HTTP/1.1 100 Continue")
+        caller.sendall(GOOD)
+        assert caller.recv(4096).startswith(b"HTTP/1.1 200 OK")
+    chunks = (GOOD[start : start + 100] for start in range(0, len(GOOD), 100))
+    answer = requests.post(f"{server.url}/v1/check", chunks, headers={"Content-Type": "image/jpeg"}, timeout=60)
+    assert answer.json()["predictions"] == [{"file": None, **want}]
+
+
+def test_every_form_of_body_gives_the_rows_that_mlflow_s_own_server_gives(
+    front: Callable[..., Running], model: Running
+) -> None:
+    server = front()
+    one, other = (served.encoded(served.picture(n)) for n in (1, 2))
+    usual = server.post(json.dumps({"dataframe_records": [{"image": one}, {"image": other}]})).json()["predictions"]
+    for body in (
+        {"inputs": {"image": [one, other]}},
+        {"inputs": [{"image": one}, {"image": other}]},
+        {"inputs": [one, other]},
+        {"instances": [{"image": one}, {"image": other}]},
+        {"instances": [one, other]},
+        {"instances": {"image": [one, other]}},
+        {"dataframe_split": {"columns": ["image"], "data": [[one], [other]], "index": [5, 6]}},
+    ):
+        for asked in (server, model):
+            rows = asked.post(json.dumps(body)).json()["predictions"]
+            assert [row["probability"] for row in rows] == pytest.approx([row["probability"] for row in usual]), body
+    [row] = server.post(json.dumps({"inputs": {"image": one}, "params": {"threshold": 0.25}})).json()["predictions"]
+    assert row["threshold"] == 0.25 and row["probability"] == pytest.approx(usual[0]["probability"])
+    rows = server.post(json.dumps({"instances": [one, 5, None, {"b64": one}, [one]]})).json()["predictions"]
+    assert [bool(row["error"]) for row in rows] == [False, True, True, True, True]
+    assert server.post('{"inputs": []}').json() == {"predictions": []}
+
+
+@pytest.mark.parametrize(
+    "media",
+    [
+        "application/json; charset=utf-8",
+        'APPLICATION/JSON; Charset="UTF-8"',
+        "application/json;charset=ISO-8859-1",
+        "text/json",
+        "application/vnd.trueframe+json",
+    ],
+)
+def test_json_under_its_other_names(front: Callable[..., Running], media: str) -> None:
+    body = json.dumps({"dataframe_records": [{"image": served.encoded(GOOD)}]}).encode()
+    for said in (body, b"\xef\xbb\xbf" + body):
+        [row] = front().post(said, media).json()["predictions"]
+        assert row["label"]
+
+
+@pytest.mark.parametrize(
+    "media", ["image/jpeg; charset=binary", "IMAGE/JPEG", "application/octet-stream", "image/*", None]
+)
+def test_files_under_their_other_names(front: Callable[..., Running], media: str | None) -> None:
+    headers = {"Content-Type": media} if media else {}
+    [row] = requests.post(f"{front().url}/v1/check", GOOD, headers=headers, timeout=60).json()["predictions"]
+    assert row["label"]
+
+
+def test_bodies_that_are_not_read_are_refused_by_name(front: Callable[..., Running]) -> None:
+    server = front()
+    body = json.dumps({"dataframe_records": [{"image": served.encoded(GOOD)}]}).encode()
+    codings = {
+        "gzip": gzip.compress,
+        "X-GZIP": gzip.compress,
+        "deflate": zlib.compress,
+        "br, gzip": bytes,
+        "zstd": bytes,
+    }
+    for coding, packed in codings.items():
+        for path, media, content in (("/invocations", "application/json", body), ("/v1/check", "image/jpeg", GOOD)):
+            headers = {"Content-Type": media, "CONTENT-ENCODING": coding}
+            answer = requests.post(f"{server.url}{path}", packed(content), headers=headers, timeout=60)
+            refused(answer, 415, f"Content-Encoding {coding.lower()}; this takes bodies that are not compressed")
+    for coding in ("identity", "Identity", "", "identity, identity"):
+        headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+        assert requests.post(f"{server.url}/invocations", body, headers=headers, timeout=60).status_code == 200
+    twice = head(len(body), "POST /invocations", "Content-Encoding: identity", "Content-Encoding: gzip")
+    with socket.create_connection(("127.0.0.1", server.port), 20) as caller:
+        caller.sendall(twice + body)
+        assert caller.recv(4096).startswith(b"HTTP/1.1 415")
+    refused(server.post(body, "application/json; charset=utf-16"), 415, "JSON in utf-16; this takes UTF-8")
+    refused(server.post(body, "application/x-www-form-urlencoded"), 415, "this takes application/json")
+    refused(server.post(GOOD, "image/jpeg"), 415, "image/jpeg; this takes application/json, and /v1/check takes files")
+    refused(server.post(body, "application/json", "/v1/check"), 415, "(/invocations takes JSON)")
+    refused(server.post(GOOD, "multipart/mixed; boundary=x", "/v1/check"), 415, "multipart/mixed; this takes image/*")
+    for method in ("GET", "HEAD", "OPTIONS", "PUT"):
+        for path in ("/invocations", "/v1/check"):
+            answer = requests.request(method, f"{server.url}{path}", timeout=60)
+            assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
 
 
 @pytest.mark.parametrize(
@@ -200,8 +294,15 @@ def test_files_as_they_are(front: Callable[..., Running]) -> None:
         (b'{"params": {}}', 400, "dataframe_records"),
         (b'{"dataframe_records": 5}', 400, "dataframe_records"),
         (b'{"dataframe_records": {"image": "x"}}', 400, "dataframe_records"),
-        (b'{"dataframe_split": {"columns": ["x"], "data": []}}', 400, "dataframe_records"),
-        (b'{"instances": [[1]]}', 400, "dataframe_records"),
+        (b'{"dataframe_split": {"columns": ["x"], "data": []}}', 400, '"columns": ["image"]'),
+        (b'{"dataframe_split": {"columns": ["image", "image"], "data": []}}', 400, '"columns": ["image"]'),
+        (b'{"dataframe_split": [["x"]]}', 400, '"columns": ["image"]'),
+        (b'{"inputs": 5}', 400, "inputs has to be a list"),
+        (b'{"inputs": {"picture": ["x"]}}', 400, "inputs has to be a list"),
+        (b'{"instances": "x"}', 400, "instances has to be a list"),
+        (b'{"inputs": ["x"], "instances": ["x"]}', 400, "dataframe_records"),
+        (b'{"inputs": ["x"], "signature_name": "y"}', 400, "dataframe_records"),
+        (b'{"image": "x"}', 400, "inputs or instances"),
         (b'{"dataframe_records": [], "params": [1]}', 400, "params"),
     ],
 )
@@ -308,9 +409,14 @@ def test_what_is_too_much_is_turned_away_and_what_waits_is_put_together(
     }
 
 
-def head(length: int) -> bytes:
-    said = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}"
-    return f"{said}\r\n\r\n".encode()
+def head(length: int, what: str = "POST /invocations", *headers: str) -> bytes:
+    said = [
+        f"{what} HTTP/1.1",
+        "Host: x",
+        *(headers or ["Content-Type: application/json"]),
+        f"Content-Length: {length}",
+    ]
+    return ("\r\n".join(said) + "\r\n\r\n").encode()
 
 
 def test_what_is_turned_away_is_told_so_before_its_body_is_read(front: Callable[..., Running], model: Running) -> None:
