@@ -15,9 +15,13 @@ from components.params import Columns, Label
 Rule = list[str]
 Split = Literal["train", "validation", "test"]
 
+_LABEL_WORDS = {
+    "ai": "ai, fake, generated, ai_generated, ai-generated, synthetic, aiartdata, not_real, not-real",
+    "real": "real, human, non_ai, non-ai, not_ai, not-ai, non_ai_generated, non-ai-generated, not_fake, not-fake, "
+    "nature, photo, realart",
+}
 _LABEL_RULES: dict[str, list[Rule]] = {
-    "ai": [[name] for name in ("ai", "fake", "generated", "ai_generated", "ai-generated", "synthetic", "aiartdata")],
-    "real": [[name] for name in ("real", "human", "non_ai", "non_ai_generated", "nature", "photo", "realart")],
+    label: [[word] for word in words.split(", ")] for label, words in _LABEL_WORDS.items()
 }
 _WEAK = [["human"], ["nature"], ["photo"]]
 _SPLIT_RULES: dict[str, list[Rule]] = {

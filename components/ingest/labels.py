@@ -42,7 +42,7 @@ class Labels:
         if len(said) == 1:
             return next(iter(said))
         if said:
-            self._torn[self._folder(path)] += 1
+            self._torn[str(PurePosixPath(path).parent)] += 1
         return None
 
     def is_left_out(self, path: str) -> bool:
@@ -93,17 +93,17 @@ class Labels:
             raise StageError(f"{self.where}: {self._none()}")
 
     def _both(self) -> str:
-        shown, say = [], {}
-        for folder, n in self._torn.most_common(5):
-            parts = PurePosixPath(folder).parts
-            first, second = sorted(self._known[folder].values(), key=lambda match: match.end)
+        shown, between = [], []
+        for inside, n in self._torn.most_common(5):
+            parts = PurePosixPath(self.root, inside).parts
+            first, second = sorted(self._known["/".join(parts)].values(), key=lambda match: match.end)
             one, other = ("/".join(parts[match.start : match.end]) for match in (first, second))
-            shown.append(f"{folder} ({n} files: {one!r} says {first.value}, {other!r} says {second.value})")
-            say["/".join(parts[first.start : second.end])] = second.value
+            shown.append(f"{inside} ({n} files: {one!r} says {first.value}, {other!r} says {second.value})")
+            between.append("/".join(parts[first.start : second.end]))
         return (
             f"folders that say both labels: {', '.join(shown)}; nothing was ingested. Rename one of the two, or say "
-            f"what the images are under `labels` of the source in params.yaml, such as `labels: "
-            f"{{{', '.join(f'{folder}: {label}' for folder, label in say.items())}}}` (or `label`, if all are the same)"
+            "what the images are under `labels` of the source in params.yaml: "
+            f"`labels: {{{between[0]}: ai}}` or `labels: {{{between[0]}: real}}` (or `label`, if all are the same)"
         )
 
     def _none(self) -> str:
@@ -145,7 +145,9 @@ class Labels:
         parts = PurePosixPath(folder).parts[: weak.end]
         above = "/".join(parts[:-1])
         return any(
-            match.end == weak.end and match.value != weak.value and match.rule not in self.entry.weak
+            (match.start, match.end) == (weak.start, weak.end)
+            and match.value != weak.value
+            and match.rule not in self.entry.weak
             for sibling in self._folders[above] - {parts[-1]}
             for match in matches(self.entry.labels, f"{above}/{sibling}" if above else sibling)
         )
