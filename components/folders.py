@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 from components import images
 
 NO_IMAGE = "no image"
+NOT_CALLED_ONE = "not called an image"
+"""Where nothing is fetched to see how it begins."""
 _SYSTEM = {
     "__macosx", "lost+found", "system volume information", "$recycle.bin", "recycler", "thumbs.db", "ehthumbs.db",
     "desktop.ini", "icon\r", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot",

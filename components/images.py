@@ -22,7 +22,7 @@ _STRIP = 1 << 20  # pixels at a time, where more would multiply the memory that 
 
 SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".heic",
-    ".heif", ".hif",
+    ".heif", ".hif", ".mpo", ".jpg_large",
 }  # fmt: skip
 """What image files are called."""
 HEAD = 64

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from components import folders
-from components.folders import NO_IMAGE, LeftOut
+from components.folders import NOT_CALLED_ONE, LeftOut
 from components.ingest import files, readers, rows
 from components.ingest.source import Item, Part, Place
 from components.stage import StageError
@@ -67,7 +67,7 @@ def parts(place: Place) -> Iterator[Part]:
 
     # What it is, only its name says: nothing is fetched to see.
     others = found.keys() - {*tables, *archives, *pictures}
-    other = "no Parquet file" if tables else NO_IMAGE
+    other = "no Parquet file" if tables else NOT_CALLED_ONE
     yield from files.left_out([LeftOut(path, folders.why_not(path) or other) for path in sorted(others)])
     limited = place.source.max_images or place.source.per_generator
     for path in sorted(tables, key=_mixed if limited else None):

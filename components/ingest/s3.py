@@ -24,7 +24,7 @@ import urllib3
 from botocore.config import Config
 
 from components import folders, images
-from components.folders import NO_IMAGE, LeftOut
+from components.folders import NOT_CALLED_ONE, LeftOut
 from components.ingest import files, readers, rows
 from components.ingest.labels import Labels
 from components.ingest.source import Item, Part, Place
@@ -117,7 +117,7 @@ class _Object:
         """Why it isn't read, if so. What it is, only its name says: nothing is fetched to see."""
         if self.is_image or self.is_packed:
             return None
-        return LeftOut(self.path, folders.why_not(self.path) or NO_IMAGE)
+        return LeftOut(self.path, folders.why_not(self.path) or NOT_CALLED_ONE)
 
     @property
     def file(self) -> str:

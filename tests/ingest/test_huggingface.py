@@ -238,7 +238,7 @@ def test_a_data_set_is_read_file_by_file(tmp_path: Path, hub: Hub, run: Run, sma
     hub.repositories[SMALL] = [small]
     done = run("community-forensics-small")
     assert done.returncode == 0, done.stderr
-    last = "community-forensics-small: 16 images added, 0 already here, 0 rejected"
+    last = "community-forensics-small: 16 images added, 0 already here, 0 rejected, 1 left out (1 no Parquet file)"
     assert done.stdout.splitlines()[-1] == last
     rows = rows_of(tmp_path, "community-forensics-small")
     assert rows["label"].tolist() == ["ai"] * 8 + ["real"] * 8
@@ -293,7 +293,9 @@ def test_a_connection_that_drops_keeps_what_was_read(
 
     hub.cut, hub.downloads = {}, []
     done = run("community-forensics-small")
-    assert done.stdout.splitlines()[-1].endswith("16 images added, 0 already here, 0 rejected")
+    assert done.stdout.splitlines()[-1].endswith(
+        "16 images added, 0 already here, 0 rejected, 1 left out (1 no Parquet file)"
+    )
     assert hub.downloads == [second, "data/HFCF_small_2.parquet", "data/HFCF_small_3.parquet"]
     assert len(rows_of(tmp_path, "community-forensics-small")) == 16
 
@@ -429,10 +431,12 @@ def test_loose_images_and_archives_are_read_by_their_folders(
             "test/fake/c.png": jpeg(2),
             "more/later.zip": packed.getvalue(),
             "notes.txt": b"words",
+            "train/real/.a.jpg": jpeg(3),
         }
     ]
     done = run("mine", "--from", "hf://me/photos")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith("0 rejected, 3 left out (2 not called an image, 1 hidden)")
     rows = rows_of(tmp_path, "mine").set_index("origin")
     assert rows["label"].to_dict() == {
         "more/later.zip/fake/0.jpg": "ai",
