@@ -36,15 +36,20 @@ class LeftOut:
     same_as: str | None = None
 
 
-def why_not(name: str) -> str | None:
+def why_not(name: str, *, dotted: bool = False) -> str | None:
     """Why a file isn't of the collection, by its path inside it; null for all others.
 
     What is hidden, what systems put beside people's files, backups and halves of downloads are no part of it.
+
+    Args:
+        name: its path.
+        dotted: whether files whose names begin with a dot are known to be like the others here.
     """
     parts = name.lower().split("/")
     if not _SYSTEM.isdisjoint(parts):
         return "of the system"
-    if any(part.startswith(".") and part.strip(".") for part in parts):
+    hidden = (part.startswith("._" if dotted and part is parts[-1] else ".") for part in parts if part.strip("."))
+    if any(hidden):
         return "hidden"
     if parts[-1].endswith(_UNFINISHED) or (parts[-1].startswith("#") and parts[-1].endswith("#")):
         return "backup or half a download"
@@ -56,12 +61,16 @@ def is_named_as_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in images.SUFFIXES
 
 
-def walk(root: Path) -> list[tuple[str, LeftOut | None]]:
+def walk(root: Path, *, dotted: bool = False) -> list[tuple[str, LeftOut | None]]:
     """All files in a folder by their path inside it, in order, each with why it is left out, if it is.
 
     No file is opened. Links are followed, but what they lead to is read once: by its own name, where it has one in
     the folder, or else by that of the first link. What is neither file nor folder is left out: a pipe would never
     end.
+
+    Args:
+        root: the folder.
+        dotted: see `why_not`.
 
     Raises:
         OSError: the folder can't be read.
@@ -82,7 +91,7 @@ def walk(root: Path) -> list[tuple[str, LeftOut | None]]:
         known = names.get(target)
         if known is None and folder in names and at.is_file():
             own = _join(names[folder], file)
-            known = None if why_not(own) else own
+            known = None if why_not(own, dotted=dotted) else own
         if known is not None:
             left_out(name, "link seen before", f"{known}/" if at.is_dir() else known)
         elif at.is_dir():
@@ -112,7 +121,7 @@ def walk(root: Path) -> list[tuple[str, LeftOut | None]]:
             continue
         for entry in entries:
             name = _join(above, entry.name)
-            reason = why_not(name)
+            reason = why_not(name, dotted=dotted)
             if entry.is_dir(follow_symlinks=False):
                 if entry.path in names:
                     left_out(name, "link seen before", f"{names[entry.path]}/")

@@ -77,6 +77,8 @@ class Entry(BaseModel):
     splits: dict[Split, list[Rule]] = _SPLIT_RULES  # type: ignore[assignment]
     unlabelled: list[Rule] = []
     """Folders whose images the publisher gave no label; they are left out."""
+    dotted: bool = False
+    """Whether pictures whose names begin with a dot are the publisher's own, and not hidden."""
     table: Table | None = None
     columns: Columns | None = None
     files: list[str] = ["*.parquet"]

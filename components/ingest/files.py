@@ -21,7 +21,7 @@ def seen(place: Place) -> str:
     """Changes whenever a file in it does."""
     root = Path(place.where).expanduser()
     digest = hashlib.sha256(os.fsencode(root.resolve()))
-    for name, out in folders.walk(root) if root.is_dir() else [("", None)]:
+    for name, out in folders.walk(root, dotted=place.entry.dotted) if root.is_dir() else [("", None)]:
         try:
             status = (root / name).stat()
         except OSError:
@@ -87,7 +87,7 @@ def items(root: Path, entry: Entry, max_bytes: int, prefix: str = "") -> Iterato
     # The root's own name counts too: `--from photos/real` is a folder of real images.
     own = spelled(root.resolve().name) if root.is_dir() else ""
     labels = Labels(entry, spelled(str(root)), lambda: map(spelled, readers.names(root)), own)
-    for path, data in readers.read(root, max_bytes):
+    for path, data in readers.read(root, max_bytes, dotted=entry.dotted):
         name = spelled(path)
         if isinstance(data, LeftOut):
             labels.hold_together(data)
@@ -105,7 +105,7 @@ def items(root: Path, entry: Entry, max_bytes: int, prefix: str = "") -> Iterato
 
 def _listed(root: Path, entry: Entry, table: Table, max_bytes: int, prefix: str) -> Iterator[Item | LeftOut]:
     said = _read_table(root, table)
-    for path, data in readers.read(root, max_bytes):
+    for path, data in readers.read(root, max_bytes, dotted=entry.dotted):
         name = spelled(path)
         found = next((said[tail] for tail in _tails(composed(name)) if tail in said), None)
         if isinstance(data, LeftOut) or found is None:

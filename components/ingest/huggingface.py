@@ -144,9 +144,10 @@ class _Repository:
                 local_dir=self.place.downloads / "loose",
                 allow_patterns=sorted(wanted),
             )
+        asked = set(pictures)
         for item in files.items(Path(folder), self.place.entry, self.place.max_bytes):
-            # The client's own notes lie there too.
-            if isinstance(item, Item) or folders.is_named_as_image(item.name):
+            # The client's own notes lie there too, and what came because its name ends alike.
+            if isinstance(item, Item) or item.name in asked:
                 yield item
 
     @contextlib.contextmanager

@@ -31,18 +31,23 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(ARCHIVES)
 
 
-def read(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | LeftOut | None]]:
+def read(path: Path, max_bytes: int, *, dotted: bool = False) -> Iterator[tuple[str, bytes | LeftOut | None]]:
     """The files of a folder or an archive: pairs of (path inside it, bytes).
 
     Bytes are None for an image above `max_bytes`; in their place stands why a file is left out: it is not of the
     collection (see `folders`), or no image by its name nor by its first bytes. The order is the sorted one for a
     folder and an archive's own otherwise.
 
+    Args:
+        path: the folder or archive.
+        max_bytes: of larger files only the name is given.
+        dotted: whether files whose names begin with a dot are like the others (see `folders.why_not`).
+
     Raises:
         StageError: nothing is there; the archive is damaged, ends early, is encrypted, or holds a name that
             leaves it (`../`, absolute) or a link.
     """
-    return _files(path, lambda name, size, opened: _content(name, size, max_bytes, opened))
+    return _files(path, lambda name, size, opened: _content(name, size, max_bytes, opened), dotted)
 
 
 def names(path: Path) -> Iterator[str]:
@@ -55,14 +60,14 @@ _Take = Callable[[str, int, _Opened], bytes | LeftOut | None]
 """What becomes of a file, by its name, its size and how to open it."""
 
 
-def _files(path: Path, take: _Take) -> Iterator[tuple[str, bytes | LeftOut | None]]:
+def _files(path: Path, take: _Take, dotted: bool = False) -> Iterator[tuple[str, bytes | LeftOut | None]]:
     if path.is_dir():
-        return _folder(path, take)
+        return _folder(path, take, dotted)
     if not path.exists():
         raise StageError(f"{path}: not found; give a folder or an archive ({', '.join(ARCHIVES)})")
     if not is_archive(path):
         raise StageError(f"{path}: neither a folder nor an archive ({', '.join(ARCHIVES)})")
-    return _zip(path, take) if path.suffix.lower() == ".zip" else _tar(path, take)
+    return _zip(path, take, dotted) if path.suffix.lower() == ".zip" else _tar(path, take, dotted)
 
 
 def _content(name: str, size: int, max_bytes: int, opened: _Opened) -> bytes | LeftOut | None:
@@ -101,13 +106,13 @@ def member(path: Path, name: str) -> bytes | None:
     return next((data for _, data in _files(path, take) if isinstance(data, bytes)), None)
 
 
-def _folder(root: Path, take: _Take) -> Iterator[tuple[str, bytes | LeftOut | None]]:
-    for name, out in folders.walk(root):
+def _folder(root: Path, take: _Take, dotted: bool) -> Iterator[tuple[str, bytes | LeftOut | None]]:
+    for name, out in folders.walk(root, dotted=dotted):
         path = root / name
         yield name, out or take(name, path.stat().st_size, lambda path=path: path.open("rb"))  # type: ignore[misc]
 
 
-def _zip(path: Path, take: _Take) -> Iterator[tuple[str, bytes | LeftOut | None]]:
+def _zip(path: Path, take: _Take, dotted: bool) -> Iterator[tuple[str, bytes | LeftOut | None]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [
@@ -117,7 +122,7 @@ def _zip(path: Path, take: _Take) -> Iterator[tuple[str, bytes | LeftOut | None]
             for name, info in members:
                 if info.filename.endswith(("/", "\\")):
                     continue
-                why = folders.why_not(name)
+                why = folders.why_not(name, dotted=dotted)
                 yield (
                     name,
                     LeftOut(name, why)
@@ -134,14 +139,14 @@ def _zip(path: Path, take: _Take) -> Iterator[tuple[str, bytes | LeftOut | None]
         raise _damaged(path, error) from None
 
 
-def _tar(path: Path, take: _Take) -> Iterator[tuple[str, bytes | LeftOut | None]]:
+def _tar(path: Path, take: _Take, dotted: bool) -> Iterator[tuple[str, bytes | LeftOut | None]]:
     try:
         with _decompressed(path) as stream, _opened_tar(stream) as archive:
             for member in archive:
                 name = _inside(path, member.name, link=member.issym() or member.islnk())
                 if member.isdir():
                     continue
-                why = folders.why_not(name) or ("" if member.isfile() else "no file")
+                why = folders.why_not(name, dotted=dotted) or ("" if member.isfile() else "no file")
                 if why:
                     yield name, LeftOut(name, why)
                     continue

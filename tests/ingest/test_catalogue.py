@@ -48,6 +48,7 @@ REPLICAS = {
             "AiArtData/AiArtData/a.jpg": ("ai", None, None),
             "RealArt/RealArt/b c.jpg": ("real", None, None),
             "RealArt/RealArt/d.JPG": ("real", None, None),
+            "RealArt/RealArt/.amazonaws.com2Fpublic2F600x480.png": ("real", None, None),
         }
     ),
     "photos": Replica(
