@@ -22,13 +22,78 @@ _STRIP = 1 << 20  # pixels at a time, where more would multiply the memory that 
 
 SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".heic",
-    ".heif", ".hif",
+    ".heif", ".hif", ".mpo", ".jpg_large",
 }  # fmt: skip
 """What image files are called."""
+HEAD = 64
+"""By how many of its first bytes a file is known as an image."""
+_BEGINNINGS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
+    b"\xff\x4f\xff\x51": "JPEG2000",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"II\xbc\x01": "JPEG XR",
+    b"8BPS": "Photoshop",
+    b"\x76\x2f\x31\x01": "OpenEXR",
+    b"qoif": "QOI",
+    b"FUJIFILMCCD-RAW": "camera raw",
+    b"FOVb": "camera raw",
+    b"IIU\0": "camera raw",
+    b"IIRO": "camera raw",
+    b"IIRS": "camera raw",
+    b"MMOR": "camera raw",
+}
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"crx ": "camera raw"} | dict.fromkeys(
+    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1"), "HEIF"
+)
+_BMP_HEADERS = [size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124)]
+_DNG_VERSION, _SUBFILE = 50706, 254
 
 
 class ImageError(ValueError):
     """The bytes are no image that can be read; the message says why."""
+
+
+def kind(data: bytes) -> str | None:
+    """Which kind of image file this is by how it begins (`HEAD` bytes will do); null for what is none.
+
+    It is one of `FORMATS`, or the name of a format that isn't read here. A raw photograph that is a TIFF file is
+    told from others by more of its bytes only.
+    """
+    for beginning, name in _BEGINNINGS.items():
+        if data.startswith(beginning):
+            if name != "TIFF":
+                return name
+            # The first picture of a raw photograph is a preview.
+            said = metadata.tags(data, {_DNG_VERSION, _SUBFILE})
+            preview = said.get(_SUBFILE, 0)
+            is_raw = data[8:10] == b"CR" or _DNG_VERSION in said or (isinstance(preview, int) and preview & 1)
+            return "camera raw" if is_raw else name
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    # Two letters are little; the size of the second header is one of a few.
+    if data[:2] == b"BM" and data[6:10] == bytes(4) and data[14:18] in _BMP_HEADERS:
+        return "BMP"
+    if data[4:8] == b"ftyp":
+        size = int.from_bytes(data[:4], "big")
+        brands = [data[at : at + 4] for at in range(8, min(size, HEAD), 4) if at != 12]  # there stands a version
+        return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), None)
+    return None
+
+
+def refuse_foreign(data: bytes) -> None:
+    """Raise `ImageError` for an image of a format that isn't read here, by its name."""
+    found = kind(data)
+    if found and found not in FORMATS:
+        raise ImageError(f"{found}, a format that isn't read here")
 
 
 def open_image(data: bytes) -> Image.Image:

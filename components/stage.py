@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import sys
 import threading
@@ -33,6 +34,7 @@ def main(stage: Callable[[], None]) -> None:
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
     """End the process with one line on stderr for every failure that a person can act on."""
+    _take_any_name()
     try:
         yield
     except StageError as error:
@@ -49,6 +51,13 @@ def one_line() -> Iterator[None]:
         if not tracking.is_trouble(error):
             raise
         fail(tracking.trouble(error))
+
+
+def _take_any_name() -> None:
+    """Let no name of a file end the process: what the terminal or the pipe can't show is spelled out."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def refused(error: Exception) -> str | None:

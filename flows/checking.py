@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components import folders
+from components.folders import spelled
 from components.serve import check, reference
 from components.serve.check import Journal, Judge, Row
 from components.stage import StageError
@@ -50,7 +52,8 @@ def run(asked: Iterable[str], place: Callable[[Path], Path], who: Who, wanted: W
     Raises:
         StageError: something that was asked for isn't there.
     """
-    names = _names(asked, place)
+    left_out: Counter[str] = Counter()
+    names = _names(asked, place, left_out)
     judge = Judge(who.load, who.number, fetch, wanted.threshold)
     if wanted.jobs > 1:
         share = str(max(1, (os.cpu_count() or 1) // wanted.jobs))
@@ -63,22 +66,25 @@ def run(asked: Iterable[str], place: Callable[[Path], Path], who: Who, wanted: W
             for row in rows:
                 _count(counts, answered, row)
                 print(_sentence(row))
+        if left_out:
+            print(folders.counted(left_out))
         _say(who, answered)
         return _code(counts, wanted.is_strict)
     identity = json.dumps([who.identity(), wanted.threshold, str(wanted.heatmaps)])
     with Journal(wanted.outputs[0], identity) as journal:
-        new = [name for name in names if not journal.knows(name)]
-        if len(new) < len(names):
-            print(f"{len(names) - len(new):,} of {len(names):,} are known from before", flush=True)
-        for rows in check.check(judge, new, wanted.heatmaps, wanted.jobs):
+        known = {name for name in names if journal.knows(name)}
+        if known:
+            print(f"{len(known):,} of {len(names):,} are known from before", flush=True)
+        for rows in check.check(judge, names, wanted.heatmaps, wanted.jobs, known.__contains__):
             journal.add(rows)
         for path in wanted.outputs:
             check.write(journal.rows(names), path)
         journal.end()
         for row in journal.rows(names):
             _count(counts, answered, row)
+    others = f"; {folders.counted(left_out)}" if left_out else ""
     tally = ", ".join(f"{counts[v]:,} {v}" for v in ("ai", "real", "uncertain"))
-    print(f"{len(names):,} files: {tally}, {counts['error']:,} errors")
+    print(f"{len(names):,} files: {tally}, {counts['error']:,} errors{others}")
     _say(who, answered)
     return _code(counts, wanted.is_strict)
 
@@ -90,7 +96,7 @@ def fetch(url: str) -> bytes:
     return links.fetch(url, _MAX_BYTES)
 
 
-def _names(asked: Iterable[str], place: Callable[[Path], Path]) -> list[str]:
+def _names(asked: Iterable[str], place: Callable[[Path], Path], left_out: Counter[str]) -> list[str]:
     """Paths and addresses, folders unfolded, each once."""
     found: dict[str, None] = {}
     asked = list(asked)
@@ -100,11 +106,11 @@ def _names(asked: Iterable[str], place: Callable[[Path], Path]) -> list[str]:
             for line in sys.stdin:
                 name = line.rstrip("\r\n")
                 if name:
-                    found.update(dict.fromkeys(_listed(name, place)))
+                    found.update(dict.fromkeys(_listed(name, place, left_out)))
         elif check.is_address(one):
             found[one] = None
         elif one in here or not here:
-            found.update(dict.fromkeys(map(str, check.find([place(Path(one))]))))
+            found.update(dict.fromkeys(map(str, check.find([place(Path(one))], left_out))))
         else:
             found[str(place(Path(one)))] = None
     if not found:
@@ -112,12 +118,12 @@ def _names(asked: Iterable[str], place: Callable[[Path], Path]) -> list[str]:
     return list(found)
 
 
-def _listed(name: str, place: Callable[[Path], Path]) -> list[str]:
+def _listed(name: str, place: Callable[[Path], Path], left_out: Counter[str]) -> list[str]:
     """What a line of a list stands for; a file that isn't there has its error in its row."""
     if check.is_address(name):
         return [name]
     path = place(Path(name))
-    return [str(p) for p in check.inside(path)] if path.is_dir() else [str(path)]
+    return [str(p) for p in check.inside(path, left_out)] if path.is_dir() else [str(path)]
 
 
 def _count(counts: Counter[str], answered: Counter[str], row: Row) -> None:
@@ -141,9 +147,9 @@ def _code(counts: Counter[str], is_strict: bool) -> int:
 
 def _sentence(row: dict[str, Any]) -> str:
     if row["error"]:
-        return f"{row['path']}: error: {row['error']}"
+        return f"{spelled(row['path'])}: error: {row['error']}"
     notes = "".join(f"; {warning}" for warning in row["warnings"])
     said = {key: value for key, value in row["provenance"].items() if key != "note"}
     notes += f"; the file says: {json.dumps(said, ensure_ascii=False)}" if said else ""
     by = reference.title(row["model_version"]) or f"version {row['model_version']}"
-    return f"{row['path']}: {row['verdict']} (probability of ai {row['probability']:.3f}, by {by}){notes}"
+    return f"{spelled(row['path'])}: {row['verdict']} (probability of ai {row['probability']:.3f}, by {by}){notes}"

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from components import images, parallel, shards, stage
+from components import folders, images, parallel, shards, stage
+from components.folders import LeftOut
 from components.ingest import catalogue
 from components.ingest.source import Item, Part, Place
 from components.params import Ingest, Source
@@ -44,12 +45,23 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an ingestion did."""
+    """What an ingestion did.
+
+    Attributes:
+        added: images that came in.
+        known: that were here already.
+        rejected: files that can't be read.
+        unchanged: nothing was read, because nothing can have changed.
+        left_out: files that are no part of it, by reason; not compared, because the data are the same without them.
+        is_cut: the limits were reached before all was read.
+    """
 
     added: int = 0
     known: int = 0
     rejected: int = 0
     unchanged: bool = False
+    left_out: dict[str, int] = field(default_factory=dict, compare=False)
+    is_cut: bool = field(default=False, compare=False)
 
 
 def ingest(name: str, source: Source, settings: Ingest, data: Path, receipts: Path) -> Outcome:
@@ -73,6 +85,11 @@ def ingest(name: str, source: Source, settings: Ingest, data: Path, receipts: Pa
     entry = _entry(name, source)
     where = source.from_ or entry.location
     folder, incoming = data / name, data / ".incoming" / name
+    if where and where != folders.spelled(where):
+        raise StageError(
+            f"{folders.spelled(where)}: this path isn't UTF-8, and no settings can name it; rename it, or give a link "
+            "to it"
+        )
     if where is None:
         if shards.exist(folder):
             return Outcome(unchanged=True)
@@ -101,10 +118,12 @@ def ingest(name: str, source: Source, settings: Ingest, data: Path, receipts: Pa
                 f"{where}: none of its images can be read; {rejected} holds them with the reasons"
                 if rejected.exists()
                 else f"{where}: {getattr(kind, 'EMPTY', f'no images in it ({_SUFFIXES})')}"
+                + (f"; {folders.counted(outcome.left_out)}" if outcome.left_out else "")
             )
         covered = place.covered | batch.covered
         stored_ = sorted(p.name for p in folder.glob("*.parquet"))
-        _Receipt(where, seen, rules, stored_, covered).write(receipts / f"{name}.json")
+        counts = {key: getattr(outcome, key) for key in ("added", "known", "rejected", "left_out")}
+        _Receipt(where, seen, rules, stored_, covered, counts).write(receipts / f"{name}.json")
         shutil.rmtree(place.downloads, ignore_errors=True)
     return outcome
 
@@ -127,7 +146,12 @@ def summarised(name: str, outcome: Outcome) -> str:
     """An outcome in a line."""
     if outcome.unchanged:
         return f"{name}: nothing new"
-    return f"{name}: {outcome.added:,} images added, {outcome.known:,} already here, {outcome.rejected:,} rejected"
+    left_out = f", {folders.counted(outcome.left_out)}" if outcome.left_out else ""
+    cut = "; the limits were reached before all was read" if outcome.is_cut else ""
+    return (
+        f"{name}: {outcome.added:,} images added, {outcome.known:,} already here, {outcome.rejected:,} rejected"
+        f"{left_out}{cut}"
+    )
 
 
 def _entry(name: str, source: Source) -> catalogue.Entry:
@@ -137,10 +161,13 @@ def _entry(name: str, source: Source) -> catalogue.Entry:
     if source.labels:
         # One's own words first, then the usual ones.
         said = {label: [f.split("/") for f, is_ in source.labels.items() if is_ == label] for label in shards.LABELS}
-        taken = [rule for rules in said.values() for rule in rules]
-        own["labels"] = {
-            label: said[label] + [rule for rule in usual if rule not in taken] for label, usual in entry.labels.items()
-        }
+        taken = [[catalogue.folded(name) for name in rule] for rules in said.values() for rule in rules]
+
+        def rest(usual: list[catalogue.Rule]) -> list[catalogue.Rule]:
+            return [rule for rule in usual if [catalogue.folded(name) for name in rule] not in taken]
+
+        own["labels"] = {label: said[label] + rest(usual) for label, usual in entry.labels.items()}
+        own["weak"] = rest(entry.weak)
     return entry.model_copy(update=own)
 
 
@@ -183,6 +210,7 @@ class _Receipt:
     rules: str = ""
     shards: list[str] = field(default_factory=list)
     covered: frozenset[str] = frozenset()
+    counts: dict[str, Any] = field(default_factory=dict)  # of the last time that it was read, for people
 
     @classmethod
     def read(cls, path: Path) -> "_Receipt":
@@ -213,6 +241,8 @@ class _Batch:
         self.refused_before = set(shards.rejected(data, place.name)["sha256"])
         self.forgotten = shards.forgotten(data)
         self.counts: Counter[str] = Counter()  # of this ingestion: added, known, rejected
+        self.left_out: Counter[str] = Counter()
+        self.is_cut = False
         # Of all that is here, for the limits: by label and by generator.
         self.taken: Counter[str] = Counter(f"label {label}" for label in stored["label"])
         self.taken.update(f"generator {generator}" for generator in stored["generator"].dropna())
@@ -237,10 +267,13 @@ class _Batch:
             if not (folder / "done.json").exists():
                 # Parts that are read count, full or not: of a killed arrival, some of their images are here already.
                 if self._is_full():
+                    self.is_cut = True
                     break
                 self._read(part, folder)
             done = json.loads((folder / "done.json").read_text())
             self.counts.update(done["counts"])
+            self.left_out.update(done["left_out"])
+            self.is_cut |= done["cut"]
             self.taken.update(done["taken"])
             self.here.subtract({(sha, label): n for sha, label, n in done["known"]})
             self.parts.append(folder)
@@ -251,19 +284,24 @@ class _Batch:
         counts: Counter[str] = Counter()
         known: Counter[tuple[str, str]] = Counter()
         taken: Counter[str] = Counter()
+        left_out: Counter[str] = Counter()
         refused: list[dict[str, Any]] = []
         about: list[dict[str, Any]] = []
         identity = hashlib.sha256(part.key.encode())
-        whole = True
+        whole, cut = True, False
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
 
         def fresh() -> Iterator[tuple[Item, str]]:
-            nonlocal whole
+            nonlocal whole, cut
             for item in part.items():
+                if isinstance(item, LeftOut):
+                    left_out[item.reason] += 1
+                    continue
                 self.progress.add()
                 digest = hashlib.sha256(item.data or item.origin.encode()).hexdigest()
                 if digest in self.forgotten:
+                    left_out["forgotten"] += 1
                     continue
                 # Copies inside one data set stay, for validation to count; only what an earlier batch brought is
                 # known.
@@ -271,13 +309,15 @@ class _Batch:
                 if self.here[key] > known[key]:
                     known[key] += 1
                 elif digest in self.refused_before:
-                    continue
+                    left_out["rejected before"] += 1
                 elif self._is_wanted(item, taken):
                     taken.update(_kinds(item.label, item.generator))
                     yield item, digest
                 else:
                     whole = False
+                    left_out["above the limit"] += 1
                     if self._is_full(taken):
+                        cut = True
                         return
 
         def arrive() -> Iterator[dict[str, Any]]:
@@ -312,6 +352,8 @@ class _Batch:
             counts["known"], counts["rejected"] = sum(known.values()), len(refused)
             done = {
                 "counts": counts,
+                "left_out": left_out,
+                "cut": cut,
                 "taken": taken,
                 "known": [[sha, label, n] for (sha, label), n in known.items()],
                 "whole": whole,
@@ -360,7 +402,13 @@ class _Batch:
         for part in self.incoming.glob("part-*"):
             shutil.rmtree(part)
         (self.incoming / "plan.json").unlink(missing_ok=True)
-        return Outcome(self.counts["added"], self.counts["known"], self.counts["rejected"])
+        return Outcome(
+            self.counts["added"],
+            self.counts["known"],
+            self.counts["rejected"],
+            left_out=dict(self.left_out.most_common()),
+            is_cut=self.is_cut,
+        )
 
 
 def _kinds(label: str, generator: str | None) -> list[str]:
@@ -395,6 +443,7 @@ def _describe(batch: list[tuple[Item, str]]) -> list[dict[str, Any]]:
         try:
             if item.data is None:
                 raise images.ImageError("larger than ingest.max_file_mb")
+            images.refuse_foreign(item.data)
             opened = images.open_image(item.data)
             kind = {"mode": opened.mode, "format": opened.format}
             pixels = images.to_rgb(opened)

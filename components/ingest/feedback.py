@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from components import reports
+from components.folders import LeftOut, spelled
 from components.ingest import files, readers
 from components.ingest.source import Item, Part, Place
 from components.stage import StageError
@@ -33,16 +34,20 @@ def _folder(place: Place) -> Path:
     return Path(place.where.partition(":")[2]).expanduser()
 
 
-def _accepted(folder: Path, max_bytes: int, regression: float) -> Iterator[Item]:
+def _accepted(folder: Path, max_bytes: int, regression: float) -> Iterator[Item | LeftOut]:
     pending = 0
     for name, data in readers.read(folder, max_bytes):
-        if Path(name).name.startswith("."):  # it is being written
+        if isinstance(data, LeftOut):
+            if not name.endswith((".json", ".lock")):  # what belongs to the reports
+                yield data
             continue
         report = reports.read(folder / name)
         pending += report.status == "pending"
         if report.status == "accepted":
             generator = report.generator if report.label == "ai" else None
             split = reports.split(report, data or b"", regression)
-            yield Item(data, name, report.label, generator, split, licence=report.licence)
+            yield Item(data, spelled(name), report.label, generator, split, licence=report.licence)
+        else:
+            yield LeftOut(name, f"{report.status} report")
     if pending:
         print(f"{folder}: {pending:,} reports wait for a decision: `trueframe review`", flush=True)

@@ -3,12 +3,15 @@
 import csv
 import hashlib
 import io
-from collections import Counter
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from components import folders
+from components.folders import LeftOut, spelled
 from components.ingest import readers, rows
-from components.ingest.catalogue import Entry, Table
+from components.ingest.catalogue import Entry, Table, composed
+from components.ingest.labels import Labels
 from components.ingest.source import Item, Part, Place
 from components.params import Label
 from components.stage import StageError
@@ -17,13 +20,14 @@ from components.stage import StageError
 def seen(place: Place) -> str:
     """Changes whenever a file in it does."""
     root = Path(place.where).expanduser()
-    digest = hashlib.sha256(str(root.resolve()).encode())
-    for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+    digest = hashlib.sha256(os.fsencode(root.resolve()))
+    for name, out in folders.walk(root, dotted=place.entry.dotted) if root.is_dir() else [("", None)]:
         try:
-            status = path.stat()
-        except FileNotFoundError:
-            continue
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            status = (root / name).stat()
+        except OSError:
+            status = None
+        said = f"{status.st_size}\0{status.st_mtime_ns}" if status and not out else f"{out}"
+        digest.update(os.fsencode(f"{name}\0{said}\n"))
     return digest.hexdigest()
 
 
@@ -34,15 +38,40 @@ def parts(place: Place) -> Iterator[Part]:
         StageError: nothing is there.
     """
     root = Path(place.where).expanduser()
-    tables = sorted(root.rglob("*.parquet")) if place.entry.columns and root.is_dir() else []
-    for path in tables:
-        name = path.relative_to(root).as_posix()
-        yield Part(name, lambda path=path, name=name: rows.items(path, name, place, lambda: root / "README.md"))  # type: ignore[misc]
+    found = folders.walk(root) if place.entry.columns and root.is_dir() else []
+    tables = {name: None for name, out in found if not out and name.lower().endswith(".parquet")}
     if not tables:
         yield Part("", lambda: items(root, place.entry, place.max_bytes))
+        return
+    yield from left_out([out or LeftOut(name, "no Parquet file") for name, out in found if name not in tables])
+    for name in tables:
+        yield Part(
+            spelled(name),
+            lambda name=name: rows.items(  # type: ignore[misc]
+                _plain(root / name, place.downloads), spelled(name), place, lambda: root / "README.md"
+            ),
+        )
 
 
-def items(root: Path, entry: Entry, max_bytes: int, prefix: str = "") -> Iterator[Item]:
+def left_out(files: list[LeftOut]) -> Iterator[Part]:
+    """A part of nothing but files that are left out, if there are any."""
+    if files:
+        key = "\n".join(f"{file.name}: {file.reason}" for file in files)
+        yield Part(f"left out: {spelled(key)}", lambda: iter(files))
+
+
+def _plain(path: Path, folder: Path) -> Path:
+    """A file by a name in UTF-8, which Arrow wants."""
+    if spelled(str(path)) == str(path):
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()}.parquet"
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.resolve())
+    return link
+
+
+def items(root: Path, entry: Entry, max_bytes: int, prefix: str = "") -> Iterator[Item | LeftOut]:
     """The images of a folder or an archive, with what the catalogue's rules make of their paths.
 
     Args:
@@ -57,51 +86,36 @@ def items(root: Path, entry: Entry, max_bytes: int, prefix: str = "") -> Iterato
     if entry.table:
         yield from _listed(root, entry, entry.table, max_bytes, prefix)
         return
-    unknown: Counter[str] = Counter()
-    left_out = 0
-    for path, data in readers.read(root, max_bytes):
-        # The root's own name counts too: `--from photos/real` is a folder of real images.
-        named = f"{root.resolve().name}/{path}" if root.is_dir() else path
-        label = entry.label_of(named)
-        if label is None and entry.is_unlabelled(named):
-            left_out += 1
-        elif label is None:
-            unknown[str(Path(path).parent)] += 1
-        elif not unknown:
-            generator = entry.generator_of(named) if label == "ai" else None
-            yield Item(data, prefix + path, label, generator, entry.split_of(path))
-    if unknown:
-        raise StageError(unknown_folders(str(root), unknown, entry))
-    if left_out:
-        print(f"{root}: {left_out:,} images without a label are left out", flush=True)
+    # The root's own name counts too: `--from photos/real` is a folder of real images.
+    own = spelled(root.resolve().name) if root.is_dir() else ""
+    labels = Labels(entry, spelled(str(root)), lambda: map(spelled, readers.names(root)), own)
+    for path, data in readers.read(root, max_bytes, dotted=entry.dotted):
+        name = spelled(path)
+        if isinstance(data, LeftOut):
+            labels.hold_together(data)
+            yield data
+            continue
+        label = labels.of(name)
+        if label is None:
+            if labels.is_left_out(name):
+                yield LeftOut(name, "no label")
+        elif labels.is_all_told:
+            generator = labels.generator(name) if label == "ai" else None
+            yield Item(data, prefix + name, label, generator, entry.split_of(name))
+    labels.check()
 
 
-def unknown_folders(where: str, unknown: Counter[str], entry: Entry) -> str:
-    """What to say of folders whose names say no label."""
-    shown = ", ".join(f"{folder} ({n} files)" for folder, n in unknown.most_common(5))
-    rules = "; ".join(
-        f"{label}: {', '.join('/'.join(rule) for rule in alternatives)}" for label, alternatives in entry.labels.items()
-    )
-    return (
-        f"{where}: unknown label folder: {shown}; nothing was ingested. Folders that are understood: {rules}. "
-        "Rename them, or say what they are under `labels` of the source in params.yaml (or `label`, if all are the "
-        "same)"
-    )
-
-
-def _listed(root: Path, entry: Entry, table: Table, max_bytes: int, prefix: str) -> Iterator[Item]:
+def _listed(root: Path, entry: Entry, table: Table, max_bytes: int, prefix: str) -> Iterator[Item | LeftOut]:
     said = _read_table(root, table)
-    left_out = 0
-    for path, data in readers.read(root, max_bytes):
-        found = next((said[name] for name in _tails(path) if name in said), None)
-        if found is None:
-            left_out += 1
+    for path, data in readers.read(root, max_bytes, dotted=entry.dotted):
+        name = spelled(path)
+        found = next((said[tail] for tail in _tails(composed(name)) if tail in said), None)
+        if isinstance(data, LeftOut) or found is None:
+            yield data if isinstance(data, LeftOut) else LeftOut(name, f"not in {table.file}")
             continue
         label, pair = found
         generator = entry.generator if label == "ai" else None
-        yield Item(data, prefix + path, label, generator, entry.split_of(path), pair)
-    if left_out:
-        print(f"{root}: {left_out:,} images that {table.file} doesn't name are left out", flush=True)
+        yield Item(data, prefix + name, label, generator, entry.split_of(name), pair)
 
 
 def _tails(path: str) -> Iterator[str]:
@@ -115,7 +129,8 @@ def _read_table(root: Path, table: Table) -> dict[str, tuple[Label, str | None]]
     data = readers.member(root, table.file)
     if data is None:
         raise StageError(f"{root}: {table.file} isn't in it, which says what its images are; download it again")
-    lines = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
+    text = composed(spelled(data.decode("utf-8-sig", "surrogateescape")))
+    lines = list(csv.DictReader(io.StringIO(text)))
     said: dict[str, tuple[Label, str | None]] = {}
     for number, line in enumerate(lines):
         try:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from components import images
+from components import folders
+from components.folders import NOT_CALLED_ONE, LeftOut
 from components.ingest import files, readers, rows
 from components.ingest.source import Item, Part, Place
 from components.stage import StageError
@@ -44,9 +45,10 @@ def parts(place: Place) -> Iterator[Part]:
     repository = _Repository(place)
     commit = repository.commit()
     found = {file.path: file for file in repository.files(commit)}
-    tables = [path for path in found if any(fnmatch.fnmatch(path, pattern) for pattern in place.entry.files)]
-    archives = [] if tables else [path for path in found if readers.is_archive(Path(path))]
-    pictures = [] if tables else [path for path in found if PurePosixPath(path).suffix.lower() in images.SUFFIXES]
+    own = [path for path in found if not folders.why_not(path)]
+    tables = [path for path in own if any(fnmatch.fnmatch(path, pattern) for pattern in place.entry.files)]
+    archives = [] if tables else [path for path in own if readers.is_archive(Path(path))]
+    pictures = [] if tables else [path for path in own if folders.is_named_as_image(path)]
     if not (tables or archives or pictures):
         raise StageError(
             f"{place.where}: no Parquet file, archive or image in it ({', '.join(place.entry.files)}); see "
@@ -56,8 +58,8 @@ def parts(place: Place) -> Iterator[Part]:
     def covers(path: str) -> str:
         return f"{path}@{found[path].blob_id}"
 
-    def part(path: str, read: Callable[[Path], Iterator[Item]]) -> Part:
-        def items() -> Iterator[Item]:
+    def part(path: str, read: Callable[[Path], Iterator[Item | LeftOut]]) -> Part:
+        def items() -> Iterator[Item | LeftOut]:
             local = repository.download(path, commit)
             yield from read(local)
             local.unlink()
@@ -67,6 +69,10 @@ def parts(place: Place) -> Iterator[Part]:
     def card() -> Path | None:
         return repository.download(_CARD, commit) if _CARD in found else None
 
+    # What it is, only its name says: nothing is fetched to see.
+    others = found.keys() - {*tables, *archives, *pictures}
+    other = "no Parquet file" if tables else NOT_CALLED_ONE
+    yield from files.left_out([LeftOut(path, folders.why_not(path) or other) for path in sorted(others)])
     limited = place.source.max_images or place.source.per_generator
     for path in sorted(tables, key=_mixed if limited else None):
         if covers(path) not in place.covered:
@@ -127,7 +133,7 @@ class _Repository:
                 )
             )
 
-    def loose(self, pictures: list[str], commit: str) -> Iterator[Item]:
+    def loose(self, pictures: list[str], commit: str) -> Iterator[Item | LeftOut]:
         """The images that lie in the repository as they are; what is here of them isn't fetched again."""
         from huggingface_hub import snapshot_download
 
@@ -142,7 +148,11 @@ class _Repository:
                 local_dir=self.place.downloads / "loose",
                 allow_patterns=sorted(wanted),
             )
-        yield from files.items(Path(folder), self.place.entry, self.place.max_bytes)
+        asked = set(pictures)
+        for item in files.items(Path(folder), self.place.entry, self.place.max_bytes):
+            # The client's own notes lie there too, and what came because its name ends alike.
+            if isinstance(item, Item) or item.name in asked:
+                yield item
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -6,11 +6,12 @@ import lzma
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from components import images
+from components import folders, images
+from components.folders import NO_IMAGE, LeftOut
 from components.stage import StageError
 
 _TABLE = 256 * 2**20  # bytes of a table beside the images
@@ -30,23 +31,61 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(ARCHIVES)
 
 
-def read(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
-    """The image files of a folder or an archive: pairs of (path inside it, bytes).
+def read(path: Path, max_bytes: int, *, dotted: bool = False) -> Iterator[tuple[str, bytes | LeftOut | None]]:
+    """The files of a folder or an archive: pairs of (path inside it, bytes).
 
-    Bytes are None for a file above `max_bytes`. The order is the sorted one for a folder and an archive's own
-    otherwise. Files whose suffix is no image's are left out, and so are hidden ones.
+    Bytes are None for an image above `max_bytes`; in their place stands why a file is left out: it is not of the
+    collection (see `folders`), or no image by its name nor by its first bytes. The order is the sorted one for a
+    folder and an archive's own otherwise.
+
+    Args:
+        path: the folder or archive.
+        max_bytes: of larger files only the name is given.
+        dotted: whether files whose names begin with a dot are like the others (see `folders.why_not`).
 
     Raises:
         StageError: nothing is there; the archive is damaged, ends early, is encrypted, or holds a name that
             leaves it (`../`, absolute) or a link.
     """
+    return _files(path, lambda name, size, opened: _content(name, size, max_bytes, opened), dotted)
+
+
+def names(path: Path) -> Iterator[str]:
+    """The paths of the files in a folder or an archive, those excepted that aren't of the collection."""
+    return (name for name, out in _files(path, lambda *_: None) if out is None)
+
+
+_Opened = Callable[[], IO[bytes]]
+_Take = Callable[[str, int, _Opened], bytes | LeftOut | None]
+"""What becomes of a file, by its name, its size and how to open it."""
+
+
+def _files(path: Path, take: _Take, dotted: bool = False) -> Iterator[tuple[str, bytes | LeftOut | None]]:
     if path.is_dir():
-        return _folder(path, max_bytes)
+        return _folder(path, take, dotted)
     if not path.exists():
         raise StageError(f"{path}: not found; give a folder or an archive ({', '.join(ARCHIVES)})")
     if not is_archive(path):
         raise StageError(f"{path}: neither a folder nor an archive ({', '.join(ARCHIVES)})")
-    return _zip(path, max_bytes) if path.suffix.lower() == ".zip" else _tar(path, max_bytes)
+    return _zip(path, take, dotted) if path.suffix.lower() == ".zip" else _tar(path, take, dotted)
+
+
+def _content(name: str, size: int, max_bytes: int, opened: _Opened) -> bytes | LeftOut | None:
+    is_named = folders.is_named_as_image(name)
+    if is_named and size > max_bytes:
+        return None
+    with opened() as file:
+        head = b"" if is_named else file.read(images.HEAD)
+        if not is_named and not images.kind(head):
+            return LeftOut(name, _other(name))
+        return None if size > max_bytes else head + file.read(max(0, size - len(head)))
+
+
+def _other(name: str) -> str:
+    """What a file is that is no image."""
+    if is_archive(Path(name)):
+        return "archive inside"
+    return "Parquet file" if name.lower().endswith(".parquet") else NO_IMAGE
 
 
 def member(path: Path, name: str) -> bytes | None:
@@ -55,67 +94,66 @@ def member(path: Path, name: str) -> bytes | None:
     Raises:
         StageError: the archive is damaged.
     """
-    if path.is_dir():
-        found = sorted(p for p in path.rglob(PurePosixPath(name).name) if _ends(p.relative_to(path).as_posix(), name))
-        return found[0].read_bytes() if found else None
-    try:
-        if path.suffix.lower() == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                found_ = next((info for info in archive.infolist() if _ends(info.filename, name)), None)
-                return _unpacked(path, archive, found_) if found_ and _fits(path, name, found_.file_size) else None
-        with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as tar:
-            for entry in tar:
-                file = tar.extractfile(entry) if entry.isfile() and _ends(entry.name, name) else None
-                if file and _fits(path, name, entry.size):
-                    return file.read()
-        return None
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise _damaged(path, error) from None
+
+    def take(found: str, size: int, opened: _Opened) -> bytes | None:
+        if not f"/{found}".endswith(f"/{name}"):
+            return None
+        if size > _TABLE:
+            raise StageError(f"{path}: {name} has {size:,} bytes; a table may have {_TABLE:,}")
+        with opened() as file:
+            return file.read(size)
+
+    return next((data for _, data in _files(path, take) if isinstance(data, bytes)), None)
 
 
-def _ends(path: str, name: str) -> bool:
-    return f"/{path}".endswith(f"/{name}")
+def _folder(root: Path, take: _Take, dotted: bool) -> Iterator[tuple[str, bytes | LeftOut | None]]:
+    for name, out in folders.walk(root, dotted=dotted):
+        path = root / name
+        yield name, out or take(name, path.stat().st_size, lambda path=path: path.open("rb"))  # type: ignore[misc]
 
 
-def _folder(root: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
-        name = path.relative_to(root).as_posix()
-        if wanted(name):
-            yield name, path.read_bytes() if path.stat().st_size <= max_bytes else None
-
-
-def _zip(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
+def _zip(path: Path, take: _Take, dotted: bool) -> Iterator[tuple[str, bytes | LeftOut | None]]:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            for member in members:
-                _refuse(path, member.filename, link=(member.external_attr >> 28) == 0o12)
-            for member in members:
-                if member.is_dir() or not wanted(member.filename):
+            members = [
+                (_inside(path, _named(info), link=(info.external_attr >> 28) == 0o12), info)
+                for info in archive.infolist()
+            ]
+            for name, info in members:
+                if info.filename.endswith(("/", "\\")):
                     continue
-                if member.flag_bits & 1:
-                    raise StageError(f"{path}: encrypted; unpack it and ingest the folder")
-                too_large = member.file_size > max_bytes
-                yield member.filename, None if too_large else _unpacked(path, archive, member)
+                why = folders.why_not(name, dotted=dotted)
+                yield (
+                    name,
+                    LeftOut(name, why)
+                    if why
+                    else take(
+                        name,
+                        info.file_size,
+                        lambda info=info: _unpacked(path, archive, info),  # type: ignore[misc]
+                    ),
+                )
+    except UnicodeDecodeError:
+        raise _wrongly_named(path) from None
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
         raise _damaged(path, error) from None
 
 
-def _tar(path: Path, max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
+def _tar(path: Path, take: _Take, dotted: bool) -> Iterator[tuple[str, bytes | LeftOut | None]]:
     try:
-        with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
+        with _decompressed(path) as stream, _opened_tar(stream) as archive:
             for member in archive:
-                _refuse(path, member.name, link=member.issym() or member.islnk())
-                if not member.isfile() or not wanted(member.name):
+                name = _inside(path, member.name, link=member.issym() or member.islnk())
+                if member.isdir():
                     continue
-                if member.size > max_bytes:
-                    yield member.name, None
+                why = folders.why_not(name, dotted=dotted) or ("" if member.isfile() else "no file")
+                if why:
+                    yield name, LeftOut(name, why)
                     continue
-                file = archive.extractfile(member)
-                data = file.read() if file else b""
-                if len(data) != member.size:
+                data = take(name, member.size, lambda member=member: archive.extractfile(member))  # type: ignore
+                if isinstance(data, bytes) and len(data) != member.size:
                     raise EOFError(f"{member.name} is cut off")
-                yield str(PurePosixPath(member.name)), data
+                yield name, data
             # A tar ends with zero blocks, of which tarfile has read the first. Without one the file was cut off.
             if archive.fileobj is None or archive.fileobj.tell() < archive.offset + tarfile.BLOCKSIZE:
                 raise EOFError("no end mark")
@@ -138,20 +176,19 @@ class _Member(tarfile.TarInfo):
         return super()._proc_member(tarfile_)  # type: ignore[misc]
 
 
-def _unpacked(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """A file of a zip, and no byte more than it says that it has, whatever its data unpack to."""
+def _opened_tar(stream: IO[bytes]) -> tarfile.TarFile:
+    return tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member, encoding="utf-8", errors="surrogateescape")
+
+
+def _unpacked(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
+    """A file of a zip, opened; who reads no more than `file_size` of it is safe, whatever its data unpack to."""
+    if member.flag_bits & 1:
+        raise StageError(f"{path}: encrypted; unpack it and ingest the folder")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise StageError(
             f"{path}: {member.filename!r} is packed in a way whose memory has no bound; unpack it and ingest the folder"
         )
-    with archive.open(member) as file:
-        return file.read(member.file_size)
-
-
-def _fits(path: Path, name: str, size: int) -> bool:
-    if size > _TABLE:
-        raise StageError(f"{path}: {name} has {size:,} bytes; a table may have {_TABLE:,}")
-    return True
+    return archive.open(member)
 
 
 def _decompressed(path: Path) -> IO[bytes]:
@@ -162,19 +199,26 @@ def _decompressed(path: Path) -> IO[bytes]:
     return next((opener for magic, opener in openers.items() if head.startswith(magic)), open)(path, "rb")
 
 
-def _refuse(archive: Path, name: str, *, link: bool) -> None:
-    parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or name[1:2] == ":":
+def _inside(archive: Path, name: str, *, link: bool) -> str:
+    """A member's path, in which Windows' separators count too; of one that leads elsewhere, a refusal."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or name[1:2] == ":":
         raise StageError(f"{archive}: {name!r} points outside the archive; refused, and nothing was ingested")
     if link:
         raise StageError(f"{archive}: {name!r} is a link; refused, and nothing was ingested")
+    return str(path)
 
 
-def wanted(name: str) -> bool:
-    """Whether a path is that of an image file: by its suffix, hidden files and what macOS adds left out."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") for part in path.parts[:-1]) or path.name.startswith("._")
-    return path.suffix.lower() in images.SUFFIXES and "__MACOSX" not in path.parts and not hidden
+def _named(member: zipfile.ZipInfo) -> str:
+    """A zip's name: what doesn't say that it is UTF-8 is read as DOS wrote it, but may be UTF-8 all the same."""
+    try:
+        return member.filename if member.flag_bits & 0x800 else member.filename.encode("cp437").decode()
+    except UnicodeError:
+        return member.filename
+
+
+def _wrongly_named(path: Path) -> StageError:
+    return StageError(f"{path}: a name in it says that it is UTF-8, and isn't; unpack it and ingest the folder")
 
 
 def _damaged(path: Path, error: Exception) -> StageError:

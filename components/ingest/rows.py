@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.folders import LeftOut
 from components.ingest.catalogue import Entry
 from components.ingest.source import Item, Place
 from components.ingest.values import Card, Values
@@ -20,10 +21,10 @@ _SPLIT = re.compile(r"(train|validation|valid|val|test)\b", re.IGNORECASE)
 _SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
 
 
-def items(path: Path, name: str, place: Place, card: Card = lambda: None) -> Iterator[Item]:
+def items(path: Path, name: str, place: Place, card: Card = lambda: None) -> Iterator[Item | LeftOut]:
     """The images of one Parquet file, in order, a few rows in memory at a time.
 
-    Those whose value the settings leave out are counted in a line.
+    Those whose value the settings leave out are told as left out.
 
     Args:
         path: the file.
@@ -47,16 +48,13 @@ def items(path: Path, name: str, place: Place, card: Card = lambda: None) -> Ite
                     f"is which under `columns` of the source {place.name} in params.yaml"
                 )
             values = None if place.entry.label else Values(file, name, columns, place, card)
-            left_out = 0
             batches = file.iter_batches(_ROWS, columns=wanted)
             for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
                 label = values.of(row[columns.label]) if values else place.entry.label
                 if label:
                     yield _item(row, number, name, columns, label, place)
                 else:
-                    left_out += 1
-            if left_out:
-                print(f"{name}: {left_out:,} images without a label are left out", flush=True)
+                    yield LeftOut(f"{name}/{number}", "no label")
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

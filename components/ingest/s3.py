@@ -9,13 +9,13 @@ import hashlib
 import re
 import time
 import zlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -23,8 +23,10 @@ import botocore.exceptions as aws
 import urllib3
 from botocore.config import Config
 
-from components import images
+from components import folders, images
+from components.folders import NOT_CALLED_ONE, LeftOut
 from components.ingest import files, readers, rows
+from components.ingest.labels import Labels
 from components.ingest.source import Item, Part, Place
 from components.stage import StageError
 
@@ -83,14 +85,14 @@ class _BrokenOff(Exception):
 
 @dataclass(frozen=True)
 class _Object:
-    """An object of a bucket; `path` is what stands below the prefix, `name` has the prefix's last folder in front."""
+    """An object of a bucket; `path` is what stands below the prefix, `above` the name of the folder that this is."""
 
     bucket: str
     key: str
     size: int
     etag: str
     path: str
-    name: str
+    above: str
 
     @property
     def uri(self) -> str:
@@ -104,12 +106,18 @@ class _Object:
     @property
     def is_packed(self) -> bool:
         """Whether it holds many images."""
-        hidden = any(part.startswith(".") for part in PurePosixPath(self.path).parts)
-        return not hidden and self._suffix != ""
+        return not folders.why_not(self.path) and self._suffix != ""
 
     @property
     def is_image(self) -> bool:
-        return readers.wanted(self.path)
+        return not folders.why_not(self.path) and folders.is_named_as_image(self.path)
+
+    @property
+    def left_out(self) -> LeftOut | None:
+        """Why it isn't read, if so. What it is, only its name says: nothing is fetched to see."""
+        if self.is_image or self.is_packed:
+            return None
+        return LeftOut(self.path, folders.why_not(self.path) or NOT_CALLED_ONE)
 
     @property
     def file(self) -> str:
@@ -129,6 +137,8 @@ def seen(place: Place) -> str:
     """
     digest = hashlib.sha256(place.where.encode())
     for found in _listed(_client(place.where), place.where):
+        if found.left_out:
+            continue
         digest.update(f"{found.key}\0{found.size}\0{found.etag}\n".encode())
     return digest.hexdigest()
 
@@ -142,9 +152,12 @@ def parts(place: Place) -> Iterator[Part]:
         StageError: nothing is there, the server doesn't give it, or a folder of images says no label.
     """
     client = _client(place.where)
-    new = [found for found in _listed(client, place.where) if found.version not in place.covered]
+    listed = _listed(client, place.where)
+    new = [found for found in listed if found.version not in place.covered]
     loose = [found for found in new if found.is_image]
-    _check_labels(loose, place)  # before anything is fetched
+    labels = _labels(listed, place)
+    _check_labels(loose, place, labels)  # before anything is fetched
+    yield from files.left_out([found.left_out for found in listed if found.left_out])
     for found in new:
         if found.is_packed:
             yield Part(found.version, partial(_packed, client, found, place), (found.version,))
@@ -153,7 +166,7 @@ def parts(place: Place) -> Iterator[Part]:
     if loose:
         versions = tuple(found.version for found in loose)
         key = hashlib.sha256("\n".join(versions).encode()).hexdigest()
-        yield Part(f"images {key}", partial(_loose, client, loose, place), versions)
+        yield Part(f"images {key}", partial(_loose, client, loose, place, labels), versions)
 
 
 def _client(where: str) -> Any:
@@ -165,7 +178,7 @@ def _client(where: str) -> Any:
 
 
 def _listed(client: Any, where: str) -> list[_Object]:
-    """What can be read under an address, sorted by key: the objects in a folder, or the one of that name."""
+    """What is under an address, sorted by key: the objects in a folder, or the one of that name."""
     _, slashes, rest = where.partition("://")
     bucket, _, prefix = rest.partition("/")
     prefix = prefix.rstrip("/")
@@ -175,14 +188,13 @@ def _listed(client: Any, where: str) -> list[_Object]:
     if prefix and not found:
         # The shortest key comes first: the object itself, if there is one.
         found = [o for o in _list(client, where, bucket, prefix, 1) if o.key == prefix]
-    readable = [o for o in found if o.is_image or o.is_packed]
-    if not readable:
+    if all(o.left_out for o in found):
         others = f"only {len(found):,} objects of other kinds" if found else "nothing"
         raise StageError(
             f"{where}: {others} under this name; wanted are images ({', '.join(sorted(images.SUFFIXES))}), archives "
             f"({', '.join(readers.ARCHIVES)}) and .parquet. Check the bucket and the prefix"
         )
-    return sorted(readable, key=lambda o: o.key)
+    return sorted(found, key=lambda o: o.key)
 
 
 def _list(client: Any, where: str, bucket: str, start: str, most: int | None = None) -> list[_Object]:
@@ -193,25 +205,29 @@ def _list(client: Any, where: str, bucket: str, start: str, most: int | None = N
         pages = client.get_paginator("list_objects_v2").paginate(
             Bucket=bucket, Prefix=start, PaginationConfig={"MaxItems": most, "PageSize": most}
         )
-        entries = [entry for page in pages for entry in page.get("Contents", ())]
+        entries = [e for page in pages for e in page.get("Contents", ()) if not e["Key"].endswith("/")]
     found = [(e["Key"], e["Key"].removeprefix(folder), e["Size"], e.get("ETag", "").strip('"')) for e in entries]
-    return [_Object(bucket, key, size, etag, path, f"{above}/{path}") for key, path, size, etag in found]
+    return [_Object(bucket, key, size, etag, path, above) for key, path, size, etag in found]
 
 
-def _check_labels(loose: list[_Object], place: Place) -> None:
+def _labels(listed: list[_Object], place: Place) -> Labels:
+    paths = [found.path for found in listed if not found.left_out]
+    return Labels(place.entry, place.where, lambda: paths, listed[0].above)
+
+
+def _check_labels(loose: list[_Object], place: Place, labels: Labels) -> None:
     if loose and place.entry.table:
         raise StageError(
             f"{place.where}: what the images of {place.name} are stands in {place.entry.table.file}, which is read out "
             "of an archive or a local folder only; put the archive there, or give the folder of a copy"
         )
-    unknown = Counter(
-        f"{PurePosixPath(found.path).parent}" for found in loose if place.entry.label_of(found.name) is None
-    )
-    if unknown:
-        raise StageError(files.unknown_folders(place.where, unknown, place.entry))
+    for found in loose:
+        if labels.of(found.path) is None:
+            labels.is_left_out(found.path)
+    labels.check()
 
 
-def _packed(client: Any, found: _Object, place: Place) -> Iterator[Item]:
+def _packed(client: Any, found: _Object, place: Place) -> Iterator[Item | LeftOut]:
     path = _fetch(client, found, place.downloads)
     try:
         if path.suffix == ".parquet":
@@ -222,7 +238,7 @@ def _packed(client: Any, found: _Object, place: Place) -> Iterator[Item]:
         raise StageError(str(error).replace(str(path), found.uri)) from None
 
 
-def _loose(client: Any, objects: list[_Object], place: Place) -> Iterator[Item]:
+def _loose(client: Any, objects: list[_Object], place: Place, labels: Labels) -> Iterator[Item | LeftOut]:
     """The images in order, while threads fetch those that come next."""
 
     def fetch(found: _Object) -> Path | None:
@@ -235,10 +251,13 @@ def _loose(client: Any, objects: list[_Object], place: Place) -> Iterator[Item]:
             for found in objects:
                 path = ahead.popleft().result()
                 ahead.extend(pool.submit(fetch, following) for following in islice(waiting, 1))
-                label = place.entry.label_of(found.name)
-                generator = place.entry.generator_of(found.name) if label == "ai" else None
                 data = path.read_bytes() if path else None
-                yield Item(data, found.uri, str(label), generator, place.entry.split_of(found.path))
+                label = labels.of(found.path)
+                if label is None:
+                    yield LeftOut(found.uri, "no label")
+                    continue
+                generator = labels.generator(found.path) if label == "ai" else None
+                yield Item(data, found.uri, label, generator, place.entry.split_of(found.path))
         finally:
             pool.shutdown(cancel_futures=True)
 

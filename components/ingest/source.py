@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from components.folders import LeftOut
 from components.ingest.catalogue import Entry
 from components.params import Ingest, Source
 
@@ -34,12 +35,13 @@ class Part:
 
     Attributes:
         key: names the part among those of its source, and changes when its content does.
-        items: reads it; called at most once, and not at all when the part is here already.
+        items: reads it; called at most once, and not at all when the part is here already. Files that are left out
+            are in it, each with its reason.
         covers: names of what it reads (files, objects) that the next ingestion needn't read again.
     """
 
     key: str
-    items: Callable[[], Iterator[Item]]
+    items: Callable[[], Iterator[Item | LeftOut]]
     covers: tuple[str, ...] = ()
 
 

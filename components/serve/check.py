@@ -4,13 +4,18 @@ import base64
 import csv
 import fcntl
 import functools
+import itertools
 import json
+import os
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from components import images, parallel, stage
+from components import folders, images, parallel, stage
+from components.folders import spelled
 from components.serve.detector import FIELDS
 from components.stage import StageError
 
@@ -27,8 +32,12 @@ def is_address(name: str) -> bool:
     return name.lower().startswith(("http://", "https://"))
 
 
-def find(paths: list[Path]) -> list[Path]:
+def find(paths: list[Path], left_out: Counter[str]) -> list[Path]:
     """Files as they were named, and all images in folders, in order.
+
+    Args:
+        paths: of files and folders.
+        left_out: counts by reason what in the folders is no image, or not of the collection (see `folders`).
 
     Raises:
         StageError: a path doesn't exist, or there is no image.
@@ -36,19 +45,26 @@ def find(paths: list[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += inside(path)
+            found += inside(path, left_out)
         elif path.exists():
             found.append(path)
         else:
             raise StageError(f"{path}: not found")
     if not found:
-        raise StageError(f"{', '.join(map(str, paths))}: no images in there")
+        others = f"; {folders.counted(left_out)}" if left_out else ""
+        raise StageError(f"{', '.join(map(str, paths))}: no images in there{others}")
     return found
 
 
-def inside(folder: Path) -> list[Path]:
-    """All images in a folder and those in it, in order."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in images.SUFFIXES and p.is_file())
+def inside(folder: Path, left_out: Counter[str]) -> list[Path]:
+    """All images in a folder and those in it, in order; what else there is is counted by reason."""
+    found: list[Path] = []
+    for name, out in folders.pictures(folder):
+        if out:
+            left_out[out.reason] += 1
+        else:
+            found.append(folder / name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -90,14 +106,22 @@ class Judge:
     def _read(self, name: str) -> bytes | str:
         """The bytes, or why there are none."""
         try:
-            return self.fetch(name) if is_address(name) else Path(name).read_bytes()
+            data = self.fetch(name) if is_address(name) else Path(name).read_bytes()
+            images.refuse_foreign(data)
+            return data
         except OSError as error:
             return error.strerror or str(error)
         except images.ImageError as error:
             return str(error)
 
 
-def check(judge: Judge, names: Sequence[str], heatmaps: Path | None = None, jobs: int = 1) -> Iterator[list[Row]]:
+def check(
+    judge: Judge,
+    names: Sequence[str],
+    heatmaps: Path | None = None,
+    jobs: int = 1,
+    knows: Callable[[str], bool] = lambda _: False,
+) -> Iterator[list[Row]]:
     """Judge files and addresses in blocks.
 
     Args:
@@ -105,12 +129,15 @@ def check(judge: Judge, names: Sequence[str], heatmaps: Path | None = None, jobs
         names: paths and addresses.
         heatmaps: folder for a PNG of each picture's evidence, named after its file; null draws none.
         jobs: processes.
+        knows: which of them needn't be judged again.
 
     Yields:
         A dict with `COLUMNS` for each, in order: the rows of a block.
     """
-    progress = parallel.Progress("images checked", len(names))
-    blocks = _blocks(names, heatmaps)
+    maps = _maps(names, heatmaps) if heatmaps else {}
+    new = [(name, maps.get(name)) for name in names if not knows(name)]
+    progress = parallel.Progress("images checked", len(new))
+    blocks = _blocks(new)
     done = map(judge, blocks) if jobs == 1 else parallel.ordered_map(judge, blocks, patience=0, cores=jobs)
     for rows in done:
         yield rows
@@ -173,7 +200,7 @@ class Journal:
 
     def _add(self, said: dict[str, Any]) -> int:
         place = self._file.seek(0, 2)
-        self._file.write(json.dumps(said, ensure_ascii=False).encode() + b"\n")
+        self._file.write(json.dumps(said).encode() + b"\n")  # in ASCII, for names that aren't UTF-8
         return place
 
     def _take_up(self, identity: str, is_there: bool) -> bool:
@@ -202,23 +229,24 @@ def write(rows: Iterable[Row], path: Path) -> None:
     """Write rows as the file's name says: `.csv`, `.json` or `.parquet`.
 
     CSV has a line a file, with `provenance` and `warnings` as JSON; JSON is a list of objects; in Parquet `warnings` is
-    a list and `provenance` JSON.
+    a list and `provenance` JSON. All are UTF-8; what isn't is spelled out.
     """
     writer = {".csv": _csv, ".json": _json, ".parquet": _parquet}[path.suffix]
-    stage.replace(path, lambda partial: writer(rows, partial))
+    written = (row | {"path": spelled(row["path"])} for row in rows)
+    stage.replace(path, lambda partial: writer(written, partial))
 
 
 def _csv(rows: Iterable[Row], path: Path) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         for row in rows:
-            nested = {key: json.dumps(row[key], ensure_ascii=False) for key in ("provenance", "warnings")}
+            nested = {key: _text(row[key]) for key in ("provenance", "warnings")}
             writer.writerow(row | nested)
 
 
 def _json(rows: Iterable[Row], path: Path) -> None:
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         between = "[\n"
         for row in rows:
             file.write(between + json.dumps(row, indent=1, ensure_ascii=False))
@@ -234,8 +262,12 @@ def _parquet(rows: Iterable[Row], path: Path) -> None:
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
     with pq.ParquetWriter(path, schema) as writer:
         for block in parallel.batched(rows, 4096):
-            flat = [row | {"provenance": json.dumps(row["provenance"], ensure_ascii=False)} for row in block]
+            flat = [row | {"provenance": _text(row["provenance"])} for row in block]
             writer.write_table(pa.Table.from_pylist(flat, schema))
+
+
+def _text(said: Any) -> str:
+    return json.dumps(said, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 @functools.cache
@@ -244,18 +276,25 @@ def _loaded(load: Load, version: str) -> Any:
     return load(version)
 
 
-def _blocks(names: Iterable[str], heatmaps: Path | None) -> Iterator[list[tuple[str, Path | None]]]:
-    taken: set[str] = set()
+def _blocks(names: Iterable[tuple[str, Path | None]]) -> Iterator[list[tuple[str, Path | None]]]:
     block: list[tuple[str, Path | None]] = []
     size = 0
-    for name in names:
-        block.append((name, heatmaps / _free(Path(name).name, taken) if heatmaps else None))
+    for name, heatmap in names:
+        block.append((name, heatmap))
         size += (_state(name) or [0])[0]
         if len(block) == _BLOCK or size > _BLOCK_BYTES:
             yield block
             block, size = [], 0
     if block:
         yield block
+
+
+def _maps(names: Iterable[str], folder: Path) -> dict[str, Path]:
+    """Where each picture's heatmap goes: all of them, so that a run that goes on gives the same names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    longest = os.pathconf(folder, "PC_NAME_MAX")
+    taken: set[str] = set()
+    return {name: folder / _free(spelled(Path(name).name), taken, longest) for name in names}
 
 
 def _state(name: str) -> list[int] | None:
@@ -272,11 +311,16 @@ def _holds(state: list[int] | None, row: Row) -> list[int] | str | None:
     return "never" if state is None and row["error"] else state
 
 
-def _free(name: str, taken: set[str]) -> str:
-    """`NAME.png`, with a number where another folder has a file of that name."""
-    number, free = 1, f"{name}.png"
-    while free in taken:
-        number += 1
-        free = f"{name}-{number}.png"
-    taken.add(free)
+def _free(name: str, taken: set[str], longest: int) -> str:
+    """`NAME.png`, with a number where another folder has a file of that name; of a long one what has room, in bytes.
+
+    Names that only some systems tell apart count as one.
+    """
+    for number in itertools.count(1):
+        end = ".png" if number == 1 else f"-{number}.png"
+        free = name.encode()[: longest - len(end)].decode(errors="ignore") + end
+        same = unicodedata.normalize("NFC", free).casefold()
+        if same not in taken:
+            break
+    taken.add(same)
     return free

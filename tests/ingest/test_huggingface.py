@@ -238,7 +238,7 @@ def test_a_data_set_is_read_file_by_file(tmp_path: Path, hub: Hub, run: Run, sma
     hub.repositories[SMALL] = [small]
     done = run("community-forensics-small")
     assert done.returncode == 0, done.stderr
-    last = "community-forensics-small: 16 images added, 0 already here, 0 rejected"
+    last = "community-forensics-small: 16 images added, 0 already here, 0 rejected, 1 left out (1 no Parquet file)"
     assert done.stdout.splitlines()[-1] == last
     rows = rows_of(tmp_path, "community-forensics-small")
     assert rows["label"].tolist() == ["ai"] * 8 + ["real"] * 8
@@ -293,7 +293,9 @@ def test_a_connection_that_drops_keeps_what_was_read(
 
     hub.cut, hub.downloads = {}, []
     done = run("community-forensics-small")
-    assert done.stdout.splitlines()[-1].endswith("16 images added, 0 already here, 0 rejected")
+    assert done.stdout.splitlines()[-1].endswith(
+        "16 images added, 0 already here, 0 rejected, 1 left out (1 no Parquet file)"
+    )
     assert hub.downloads == [second, "data/HFCF_small_2.parquet", "data/HFCF_small_3.parquet"]
     assert len(rows_of(tmp_path, "community-forensics-small")) == 16
 
@@ -428,12 +430,13 @@ def test_class_names_in_the_card_say_what_the_numbers_mean(
     files = {f"data/train-{n}.parquet": numbers(jpeg, range(4 * n, 4 * n + 4)) for n in range(2)}
     hub.repositories["me/numbers"] = [{**files, "README.md": CARD}]
     done = run("mine", "--from", "hf://me/numbers")
-    assert done.stdout.splitlines()[-1] == "mine: 8 images added, 0 already here, 0 rejected", done.stderr
+    others = "1 left out (1 no Parquet file)"
+    assert done.stdout.splitlines()[-1] == f"mine: 8 images added, 0 already here, 0 rejected, {others}", done.stderr
     assert rows_of(tmp_path, "mine")["label"].tolist() == ["ai", "real"] * 4
     # A copy of the repository says the same.
     place = write_files(tmp_path / "copy", {**files, "README.md": CARD})
     done = run(source={"from": str(place), "columns": {}})
-    assert done.stdout.splitlines()[-1] == "mine: 0 images added, 8 already here, 0 rejected", done.stderr
+    assert done.stdout.splitlines()[-1] == f"mine: 0 images added, 8 already here, 0 rejected, {others}", done.stderr
 
 
 def test_numbers_that_nothing_explains_are_asked_for_and_the_answer_works(
@@ -458,8 +461,8 @@ def test_a_file_without_any_label_is_left_out(tmp_path: Path, hub: Hub, run: Run
     hub.repositories["me/numbers"] = [{"data/test-0.parquet": hidden, "data/train-0.parquet": numbers(jpeg, range(4))}]
     source = {"from": "hf://me/numbers", "columns": {"values": {0: "ai", 1: "real", -1: None}}}
     done = run(source=source)
-    assert "data/test-0.parquet: 3 images without a label are left out\n" in done.stdout
-    assert done.stdout.splitlines()[-1] == "mine: 4 images added, 0 already here, 0 rejected", done.stderr
+    last = "mine: 4 images added, 0 already here, 0 rejected, 3 left out (3 no label)"
+    assert done.stdout.splitlines()[-1] == last, done.stderr
     assert rows_of(tmp_path, "mine")["label"].tolist() == ["ai", "real"] * 2
     assert run(source=source).stdout == "mine: nothing new\n"
 
@@ -500,10 +503,12 @@ def test_loose_images_and_archives_are_read_by_their_folders(
             "test/fake/c.png": jpeg(2),
             "more/later.zip": packed.getvalue(),
             "notes.txt": b"words",
+            "train/real/.a.jpg": jpeg(3),
         }
     ]
     done = run("mine", "--from", "hf://me/photos")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith("0 rejected, 3 left out (2 not called an image, 1 hidden)")
     rows = rows_of(tmp_path, "mine").set_index("origin")
     assert rows["label"].to_dict() == {
         "more/later.zip/fake/0.jpg": "ai",

@@ -219,11 +219,6 @@ def test_hidden_files_and_other_files_are_left_out(jpeg: Callable[..., bytes], s
     assert shards.rejected(data, "mine").empty
 
 
-def test_the_folder_nearest_to_the_file_gives_the_label(jpeg: Callable[..., bytes], store: Callable[..., Path]) -> None:
-    rows = rows_of(store({"real/ai/a.jpg": jpeg(0), "ai/real/b.jpg": jpeg(1)}), "mine").set_index("origin")
-    assert rows["label"].to_dict() == {"real/ai/a.jpg": "ai", "ai/real/b.jpg": "real"}
-
-
 def test_a_folder_that_is_itself_named_as_a_label(
     tmp_path: Path, jpeg: Callable[..., bytes], write_files: Callable[..., Path], take_in: Callable[..., Outcome]
 ) -> None:

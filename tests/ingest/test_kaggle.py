@@ -214,7 +214,7 @@ def test_a_data_set_is_downloaded_and_read(tmp_path: Path, kaggle: Kaggle, run: 
     kaggle.archives[ART, 3] = archive
     done = run("art")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "art: 6 images added, 0 already here, 0 rejected"
+    assert done.stdout.splitlines()[-1] == "art: 6 images added, 0 already here, 0 rejected, 1 left out (1 no image)"
     rows = shards.manifest(shards.paths(tmp_path / "data", ["art"]))
     assert rows["label"].tolist() == ["ai"] * 3 + ["real"] * 3
     assert rows["origin"][0] == "AiArtData/AiArtData/0.jpg"

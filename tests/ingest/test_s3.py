@@ -166,6 +166,25 @@ def test_images_an_archive_and_a_table_in_one_prefix(
     assert read == ["all/photos/real/new.jpg"]
 
 
+def test_what_is_left_out_is_counted_and_labels_are_those_of_a_folder(
+    store: s3.Store, bucket: str, here: Here, jpeg: Callable[..., bytes]
+) -> None:
+    first = {"set/train/ai/0.jpg": jpeg(0), "set/train/nature/1.jpg": jpeg(1)}
+    others = ("set/ai/.a.jpg", "set/@eaDir/b.jpg", "set/._c.parquet", "set/notes.txt", "set/train/ai/picture")
+    store.put(bucket, first | dict.fromkeys(others, jpeg(2)))
+    where = f"s3://{bucket}/set"
+    outcome = here.run(where)
+    assert outcome == Outcome(added=2)
+    assert outcome.left_out == {"hidden": 2, "not called an image": 2, "of the system": 1}
+    # What says that these are photographs was read before.
+    store.put(bucket, {"set/train/nature/2.jpg": jpeg(3)})
+    assert here.run(where) == Outcome(added=1)
+    assert here.rows["label"].value_counts().to_dict() == {"real": 2, "ai": 1}
+    store.put(bucket, {"set/train/ai/real/3.jpg": jpeg(4)})
+    with pytest.raises(StageError, match=r"train/ai/real \(1 files: 'ai' says ai, 'real' says real\); nothing was ing"):
+        here.run(where)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(store: s3.Store, everything: Files, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """A bucket, and the shards that it becomes where nothing goes wrong."""

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from components import ingest, params
+from components.folders import LeftOut
 from components.ingest import catalogue, rows
 from components.ingest.source import Place
 from components.params import Ingest, Source
@@ -46,7 +47,7 @@ def read(tmp_path: Path) -> Read:
         entry = ingest._entry(source_name, said)
         place = Place(source_name, "folder", entry, said, settings, tmp_path / "downloads")
         found = rows.items(tmp_path / "rows.parquet", name, place, lambda: tmp_path / "README.md")
-        return [item.label for item in found]
+        return [item.reason if isinstance(item, LeftOut) else item.label for item in found]
 
     return run
 
@@ -176,16 +177,14 @@ def test_more_values_than_two(read: Read) -> None:
     assert (read([0, 1], first.model_dump()), read([0, 1], second.model_dump())) == (["real", "ai"], ["ai", "ai"])
 
 
-def test_what_has_no_label_is_left_out_where_the_settings_say_so(
-    read: Read, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_has_no_label_is_left_out_where_the_settings_say_so(read: Read) -> None:
     for values in ([0, 1, None], [0, 1, -1], ["0", "1", None], [0.0, 1.0, float("nan")]):
         _, answers = asked(read, values)
-        assert [read(values, answer.model_dump()) for answer in answers] == [["real", "ai"], ["ai", "real"]]
-    assert f"{NAME}: 1 images without a label are left out\n" in capsys.readouterr().out
+        said = [read(values, answer.model_dump()) for answer in answers]
+        assert said == [["real", "ai", "no label"], ["ai", "real", "no label"]]
     message, [answer] = asked(read, ["fake", None, "real"])
     assert "whether None is ai or real" in message
-    assert read(["fake", None, "real"], answer.model_dump()) == ["ai", "real"]
+    assert read(["fake", None, "real"], answer.model_dump()) == ["ai", "no label", "real"]
     assert read([None, "fake"], {"columns": {"values": {None: "real"}}}) == ["real", "ai"]
 
 

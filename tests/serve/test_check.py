@@ -4,6 +4,7 @@ import csv
 import functools
 import io
 import json
+import os
 import shutil
 import sys
 import threading
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 import served
 
+from components import stage
 from components.serve import check
 from components.serve.check import COLUMNS, Journal, Judge
 from components.serve.detector import Detector
@@ -223,6 +225,89 @@ def test_addresses(run: Run, site: str, pictures: Path, tmp_path: Path, monkeypa
     assert sum(COUNTED) == 2
     run(*asked, outputs=("out.json",))
     assert sum(COUNTED) == 1, "what an address gave is not asked for again"
+
+
+def test_what_ingestion_leaves_out_is_not_judged(
+    run: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = served.picture(7)
+    left_out = (
+        "._0.jpg",
+        "__MACOSX/0.jpg",
+        ".Trashes/0.jpg",
+        "deep/@eaDir/0.jpg",
+        ".hidden",
+        ".trashed-0.jpg",
+        "0.jpg~",
+    )
+    for name in left_out:
+        (pictures / name).parent.mkdir(exist_ok=True)
+        (pictures / name).write_bytes(picture)
+    (pictures / "readme.txt").write_text("words")
+    (pictures / "0.jpg_large").write_bytes(picture)
+    (pictures / "1.jxl").write_bytes(b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(50))
+    (pictures / "round").symlink_to(".")
+    os.mkfifo(pictures / "pipe.jpg")
+    assert run(pictures, outputs=("out.json",)) == checking.ERROR
+    said = {Path(row["path"]).name: row["error"] for row in rows(tmp_path / "out.json")}
+    assert said == dict.fromkeys(["0.jpg", "0.jpg_large", *(f"{n}.jpg" for n in range(1, 6))]) | {
+        "1.jxl": "JPEG XL, a format that isn't read here"
+    }
+    others = "1 backup or half a download, 1 link seen before, 1 no file, 1 no image"
+    end = f"1 errors; 10 left out (4 hidden, 2 of the system, {others})"
+    assert capsys.readouterr().out.splitlines()[-1].endswith(end)
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only/Thumbs.db").write_bytes(picture)
+    with pytest.raises(StageError, match=r"no images in there; 1 left out \(1 of the system\)"):
+        run(tmp_path / "only")
+
+
+def test_names_that_are_not_utf_8(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = pictures / os.fsdecode(b"caf\xe9.jpg")
+    odd.write_bytes(served.picture(8))
+    (pictures / "日本.jpg").write_bytes(served.picture(9))
+    outputs = ("out.csv", "out.json", "out.parquet")
+    assert run(pictures, outputs=outputs, heatmaps=tmp_path / "maps") != checking.ERROR
+    with (tmp_path / "out.csv").open(encoding="utf-8") as file:
+        names = [Path(line["path"]).name for line in csv.DictReader(file)]
+    assert names == [Path(row["path"]).name for row in json.loads((tmp_path / "out.json").read_text("utf-8"))]
+    assert names == [Path(path).name for path in pd.read_parquet(tmp_path / "out.parquet")["path"]]
+    assert {"caf\\xe9.jpg", "日本.jpg"} < set(names)
+    assert {"caf\\xe9.jpg.png", "日本.jpg.png"} < {path.name for path in (tmp_path / "maps").iterdir()}
+    assert run(pictures, outputs=outputs, heatmaps=tmp_path / "maps") != checking.ERROR
+    assert COUNTED == [], "the journal knows it by its own name"
+    run(odd)
+    assert f"{pictures}/caf\\xe9.jpg: " in capsys.readouterr().out
+    listed = io.TextIOWrapper(io.BytesIO(os.fsencode(odd) + b"\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", listed)
+    with stage.one_line():
+        assert run("-", outputs=("listed.json",)) != checking.ERROR
+
+
+def test_heatmaps_of_long_names(run: Run, pictures: Path, tmp_path: Path) -> None:
+    long = ["x" * 251 + ".jpg", "é" * 125 + ".jpg"]
+    for name in long:
+        for folder in (pictures, pictures / "deep"):
+            (folder / name).write_bytes(served.picture(8))
+    assert run(pictures, outputs=("out.json",), heatmaps=tmp_path / "maps") != checking.ERROR
+    assert len(rows(tmp_path / "out.json")) == 10
+    made = {path.name for path in (tmp_path / "maps").iterdir()}
+    assert len(made) == 10 and all(len(name.encode()) <= 255 for name in made)
+    assert {"x" * 251 + ".png", "x" * 249 + "-2.png", "é" * 125 + "..png", "é" * 124 + "-2.png"} < made
+
+
+def test_heatmaps_keep_their_names_where_a_run_goes_on(run: Run, pictures: Path, tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    (pictures / "deep/0.JPG").write_bytes(served.picture(100))
+    run(pictures, outputs=("out.json",), heatmaps=maps)
+    before = {path.name: path.read_bytes() for path in maps.iterdir()}
+    assert {"0.jpg.png", "0.JPG-2.png"} < before.keys()
+    os.utime(pictures / "deep/0.JPG", (0, 0))
+    run(pictures, outputs=("out.json",), heatmaps=maps)
+    assert sum(COUNTED) == 1
+    assert {path.name: path.read_bytes() for path in maps.iterdir()} == before
 
 
 def test_heatmaps_of_files_of_the_same_name(run: Run, pictures: Path, tmp_path: Path) -> None:

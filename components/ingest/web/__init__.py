@@ -13,6 +13,7 @@ from urllib.parse import urldefrag
 from pydantic import AfterValidator, BeforeValidator, ValidationError
 
 from components import parallel
+from components.folders import LeftOut
 from components.ingest.catalogue import Split
 from components.ingest.source import Item, Part, Place
 from components.ingest.web import page
@@ -113,7 +114,7 @@ def _row(line: str, said: dict[str, str], place: Place) -> _Row:
         raise StageError(f"{line}: {column}: {message}{hint}") from None
 
 
-def _items(place: Place, rows: list[_Row]) -> Iterator[Item]:
+def _items(place: Place, rows: list[_Row]) -> Iterator[Item | LeftOut]:
     fetcher = Fetcher(place.downloads, place.max_bytes, private=place.source.private)
     given: set[tuple[str, str]] = set()
     for items in parallel.batched(_found(fetcher, rows), _AHEAD):
@@ -125,6 +126,7 @@ def _items(place: Place, rows: list[_Row]) -> Iterator[Item]:
             elif answer and (item.origin, item.label) not in given:
                 given.add((item.origin, item.label))
                 yield dataclasses.replace(item, data=answer.data)
+    yield from (LeftOut(url, "skipped address") for url in fetcher.skipped)
     if rows:
         _conclude(place, fetcher, len(given))
 
