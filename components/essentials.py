@@ -7,10 +7,11 @@ that can't be followed is kept as it is, for the decoder to say what is wrong wi
 
 import struct
 from dataclasses import dataclass
+from typing import Literal
 
 from components import metadata
 
-_PNG_LONGEST = {0: 2, 2: 6}  # bytes of the transparent colour, by colour type
+_TRANSPARENT = {0: 2, 2: 6}  # bytes of the transparent colour, by a PNG's colour type
 _TIFF_METADATA = {700, 33723, 34377, 34665, 34675, 34853, 37724, 40965}
 """Tags: XMP, IPTC, Photoshop's resources, EXIF, ICC profile, GPS, Photoshop's layers, interoperability."""
 
@@ -100,7 +101,7 @@ def _is_transparency(data: bytes, at: int, end: int, colour: int) -> bool:
     """Whether a chunk says which colours are transparent; a damaged one is left out, as libpng does."""
     if not metadata.is_sound(data, at, end):
         return False
-    return 0 < end - at <= 256 if colour == 3 else end - at >= _PNG_LONGEST.get(colour, 1 << 32)
+    return 0 < end - at <= 256 if colour == 3 else end - at >= _TRANSPARENT.get(colour, 1 << 32)
 
 
 def _webp(data: bytes) -> bytes:
@@ -120,14 +121,14 @@ def _tiff(data: bytes) -> bytes:
     """The first page, with a directory that lacks the other tags, in its place."""
     at, width, offset, entries = metadata.directory(data)
     raw = [data[at + n * width : at + (n + 1) * width] for n in range(entries)]
-    order = "big" if data[:1] == b"M" else "little"
-    kept = [entry for entry in raw if int.from_bytes(entry[:2], order) not in _TIFF_METADATA]  # type: ignore[arg-type]
+    order: Literal["big", "little"] = "big" if data[:1] == b"M" else "little"
+    kept = [entry for entry in raw if int.from_bytes(entry[:2], order) not in _TIFF_METADATA]
     following = at + entries * width
-    if len(kept) == entries and not any(data[following : following + offset]):
+    if following + offset > len(data) or (len(kept) == entries and not any(data[following : following + offset])):
         return data
     counted = at - (8 if offset == 8 else 2)
     patched = bytearray(data)
-    patched[counted:at] = len(kept).to_bytes(at - counted, order)  # type: ignore[arg-type]
+    patched[counted:at] = len(kept).to_bytes(at - counted, order)
     patched[at : following + offset] = b"".join(kept).ljust(following + offset - at, b"\0")
     return bytes(patched)
 

@@ -60,16 +60,17 @@ def open_image(data: bytes) -> Image.Image:
     needed = essentials.of(data)
     if blocks.claimed > 4 * len(data) or blocks.copied > _COPIED or max(blocks.parts, needed.parts) > _PARTS:
         raise ImageError("its parts are too many, or claim far more bytes than there are; refused as a bomb")
-    if data[4:8] != b"ftyp":
+    if blocks.format in ("image/jpeg", "image/png", "image/tiff"):
         image = _opened(needed.data)
         # A TIFF's EXIF is the file itself.
         said = {"exif": blocks.exif if image.format != "TIFF" else b"", "xmp": blocks.xmp, "icc_profile": blocks.icc}
         image.info |= {key: value for key, value in said.items() if value}
-    else:
+    else:  # of the others all that can be damaged is read with the header
         try:
-            image = _opened(data)  # EXIF and XMP are read with the header, and say how the picture is turned
+            image = _opened(data)
         except ImageError:
             image = _opened(needed.data)
+            image.info |= {"exif": blocks.exif} if image.format == "WEBP" and blocks.exif else {}
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(
             f"{image.width} × {image.height} is more than {MAX_PIXELS:,} pixels; refused as a decompression bomb"
