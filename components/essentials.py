@@ -86,7 +86,8 @@ def _is_metadata(marker: int, segment: bytes) -> bool:
 
 def _png(data: bytes) -> bytes:
     """Header, palette, transparency and pixels; of an animation the picture that all programs show."""
-    view, kept, colour, pixels = memoryview(data), [data[:8]], -1, False
+    view, colour, pixels = memoryview(data), -1, False
+    kept: list[bytes | memoryview] = [data[:8]]
     for name, at, end in metadata.chunks(data):
         if name == b"IHDR":
             colour = data[at + 9]

@@ -1,7 +1,6 @@
 """The label that China demands of pictures made by AI (GB 45438-2025, appendix E): a JSON object named `AIGC`."""
 
 import json
-from collections.abc import Iterable
 from html import unescape
 from typing import Any
 
@@ -18,26 +17,24 @@ _FIELDS = {
 _LONGEST = 16_384
 
 
-def read(own: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+def read(own: list[str], others: list[str]) -> dict[str, str]:
     """The label, wherever a file keeps it.
 
     Args:
         own: texts of places that are meant for it: XMP's property, a PNG's text of that name.
-        others: texts that can hold anything; there the object has to be named.
+        others: texts that can hold anything; there the object has its name, or says who made or spread the picture.
 
     Returns:
         Of these what is there: `label`; its `meaning`, of 1 to 3; `producer` and `produce_id`, who made the picture
         and its number there; `propagator` and `propagate_id`, who spread it. Empty where there is no label.
     """
-    objects = [_parsed(text) for text in own] + [_parsed(text).get("AIGC") for text in others]
-    for found in objects:
-        found = _parsed(found)
+    for text in [*own, *others]:
+        found = _parsed(text)
         label = _parsed(found["AIGC"]) if "AIGC" in found else found
         shown = {name: clean(label.get(key), 100) for key, name in _FIELDS.items()}
         shown = {name: value for name, value in shown.items() if value}
-        if shown:
-            meaning = _MEANINGS.get(shown.get("label", ""))
-            return shown | ({"meaning": meaning} if meaning else {})
+        if shown and (label is not found or text in own or {"producer", "propagator"} & shown.keys()):
+            return shown | ({"meaning": _MEANINGS[shown["label"]]} if shown.get("label") in _MEANINGS else {})
     return {}
 
 

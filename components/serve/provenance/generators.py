@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from components.serve.provenance import aigc
 from components.serve.provenance.text import clean, decoded, user_comment
 
 # Lengths up to which a text is read; some of sd-parsers' patterns take quadratic time.
@@ -171,7 +172,7 @@ def _of_exif(exif: Mapping[int, bytes | int]) -> dict[str, str]:
 
 def _like_settings(comment: str) -> bool:
     """A user comment can be anything; settings are JSON, or name their steps."""
-    return comment.lstrip().startswith("{") or "Steps:" in comment
+    return (comment.lstrip().startswith("{") and not aigc.read([], [comment])) or "Steps:" in comment
 
 
 def _graph(settings: Mapping[str, str]) -> dict[str, dict[str, Any]]:
