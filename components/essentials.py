@@ -40,10 +40,14 @@ def of(data: bytes) -> Essentials:
             return Essentials(_png(data))
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return Essentials(_webp(data))
+        if data[:6] in (b"GIF87a", b"GIF89a"):
+            return Essentials(_gif(data))
         if data[:4] in metadata.TIFF:
             return Essentials(_tiff(data))
         if data[4:8] == b"ftyp":
             return Essentials(_heif(data))
+        if data[4:8] == b"jP  ":
+            return Essentials(_jpeg2000(data))
     except (struct.error, IndexError):  # the file ends where something should be
         pass
     return Essentials(data)
@@ -118,6 +122,23 @@ def _webp(data: bytes) -> bytes:
     return data
 
 
+def _gif(data: bytes) -> bytes:
+    """The first frame, and what says which of its colours is transparent."""
+    kept, at = [], 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    kept.append(data[:at])
+    while data[at] in (0x21, 0x2C):
+        start, frame = at, data[at] == 0x2C
+        at += 11 + (3 << (data[at + 9] & 7) + 1 if data[at + 9] & 0x80 else 0) if frame else 2
+        while data[at]:
+            at += 1 + data[at]
+        at += 1
+        if frame:
+            return b"".join([*kept, data[start:at], b";"])
+        if data[start : start + 3] == b"!\xf9\4":
+            kept.append(data[start:at])
+    return data
+
+
 def _tiff(data: bytes) -> bytes:
     """The first page, with a directory that lacks the other tags, in its place."""
     at, width, offset, entries = metadata.directory(data)
@@ -131,6 +152,17 @@ def _tiff(data: bytes) -> bytes:
     patched = bytearray(data)
     patched[counted:at] = len(kept).to_bytes(at - counted, order)
     patched[at : following + offset] = b"".join(kept).ljust(following + offset - at, b"\0")
+    return bytes(patched)
+
+
+def _jpeg2000(data: bytes) -> bytes:
+    """Without the resolution among the header's boxes."""
+    patched = bytearray(data)
+    for name, start, end in metadata.boxes(data, 0, len(data)):
+        if name == b"jp2h":
+            for inner, at, _ in metadata.boxes(data, start, end):
+                if inner == b"res ":
+                    patched[at - 4 : at] = b"skip"
     return bytes(patched)
 
 

@@ -121,6 +121,30 @@ WEBP = {
     "a size of nothing": lambda data: data[:4] + bytes(4) + data[8:],
     "bytes behind its end": lambda data: data + VIDEO,
 }
+GIF = {
+    "an empty loop": b"!\xff\x0bNETSCAPE2.0\0",
+    "an application without a name": b"!\xff\0",
+    "control that is too short": b"!\xf9\1\0\0",
+    "empty control": b"!\xf9\0",
+    "something unknown": b"!\x77\3abc\0",
+}
+
+
+@pytest.mark.parametrize("what", GIF)
+@pytest.mark.parametrize("kind", ["gif", "gif-animated"])
+def test_a_gif_is_read_whatever_extension_it_holds(what: str, kind: str) -> None:
+    data = fuzz.valid()[kind]
+    at = 13 + (3 << (data[10] & 7) + 1)  # behind the palette
+    np.testing.assert_array_equal(pixels(data[:at] + GIF[what] + data[at:]), pixels(data))
+
+
+@pytest.mark.parametrize("resolution", [b"", b"\0\0\0\x0aresc\0\1", b"\xff" * 7])
+def test_a_jpeg_2000_is_read_whatever_its_resolution(resolution: bytes) -> None:
+    data = fuzz.valid()["jpeg2000"]
+    start, end = next((start, end) for name, start, end in metadata.boxes(data, 0, len(data)) if name == b"jp2h")
+    box = struct.pack(">L4s", 8 + len(resolution), b"res ") + resolution
+    header = struct.pack(">L4s", 8 + end - start + len(box), b"jp2h") + data[start:end] + box
+    np.testing.assert_array_equal(pixels(data[: start - 8] + header + data[end:]), pixels(data))
 
 
 @pytest.mark.parametrize("what", PNG)
