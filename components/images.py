@@ -8,13 +8,23 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from components import metadata
+from components import essentials, metadata
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "HEIF")
 MAX_PIXELS = 89_000_000  # Pillow's own limit for a decompression bomb is a little above
 
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes an orientation (Exif 2.32, tag 0x0112)."""
 _PARTS = 50_000  # segments or chunks of a file
 _COPIED = 1 << 30  # bytes, for metadata that is glued together piece by piece
 _SCANNED = 2_000_000_000  # pixels in all scans of a JPEG; a progressive photograph has ten scans
@@ -89,15 +99,10 @@ def kind(data: bytes) -> str | None:
     return None
 
 
-def refuse_foreign(data: bytes) -> None:
-    """Raise `ImageError` for an image of a format that isn't read here, by its name."""
-    found = kind(data)
-    if found and found not in FORMATS:
-        raise ImageError(f"{found}, a format that isn't read here")
-
-
 def open_image(data: bytes) -> Image.Image:
     """Read an image's header; the pixels are not decoded yet.
+
+    Metadata that is damaged, too large or unknown keeps no picture from being opened: see `components.essentials`.
 
     Raises:
         ImageError: no bytes, an unknown format, more pixels than `MAX_PIXELS`, or metadata that would fill the
@@ -109,23 +114,52 @@ def open_image(data: bytes) -> Image.Image:
     unread = _register_heif() if data[4:8] == b"ftyp" else ""
     blocks = metadata.walk(data)
     _refuse_bomb(blocks.exif)
-    if blocks.claimed > 4 * len(data) or blocks.copied > _COPIED or blocks.parts > _PARTS:
+    needed = essentials.of(data)
+    if blocks.claimed > 4 * len(data) or blocks.copied > _COPIED or max(blocks.parts, needed.parts) > _PARTS:
         raise ImageError("its parts are too many, or claim far more bytes than there are; refused as a bomb")
-    try:
-        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
-    except UnidentifiedImageError:
-        raise ImageError(f"not an image in a format that is read here{unread}") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"more than {MAX_PIXELS:,} pixels; refused as a decompression bomb") from None
-    except Exception as error:  # Pillow's plugins raise many kinds; AVIF's a RuntimeError
-        raise ImageError(f"damaged header: {error}") from None
+    found = kind(data)
+    if found and found not in FORMATS:
+        raise ImageError(f"{found}, a format that isn't read here")
+    if blocks.format in ("image/jpeg", "image/png", "image/tiff"):
+        image = _opened(needed.data, unread)
+        # A TIFF's EXIF is the file itself.
+        said = {"exif": blocks.exif if image.format != "TIFF" else b"", "xmp": blocks.xmp, "icc_profile": blocks.icc}
+        image.info |= {key: value for key, value in said.items() if value}
+    else:  # of the others all that can be damaged is read with the header
+        try:
+            image = _opened(data, unread)
+        except ImageError:
+            image = _opened(needed.data, unread)
+            image.info |= {"exif": blocks.exif} if image.format == "WEBP" and blocks.exif else {}
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(
             f"{image.width} × {image.height} is more than {MAX_PIXELS:,} pixels; refused as a decompression bomb"
         )
-    if blocks.scans * image.width * image.height > _SCANNED:
-        raise ImageError(f"{blocks.scans:,} scans of {image.width} × {image.height} pixels; refused as a bomb")
+    if needed.scans * image.width * image.height > _SCANNED:
+        raise ImageError(f"{needed.scans:,} scans of {image.width} × {image.height} pixels; refused as a bomb")
     return image
+
+
+def _opened(data: bytes, unread: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError:
+        raise ImageError(_unread(data) + unread) from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"more than {MAX_PIXELS:,} pixels; refused as a decompression bomb") from None
+    except Exception as error:  # Pillow's plugins raise many kinds; AVIF's a RuntimeError
+        raise ImageError(f"damaged header: {error}") from None
+
+
+def _unread(data: bytes) -> str:
+    """Why no plugin of Pillow's opens a file: the words of the one that knows how its format begins."""
+    for factory, accept in (Image.OPEN[name] for name in FORMATS if name in Image.OPEN):
+        if accept is not None and accept(data[:16]) is True:
+            try:
+                factory(io.BytesIO(data), "")
+            except Exception as error:
+                return f"damaged, or of a kind that is not read here: {str(error) or type(error).__name__}"
+    return "not an image in a format that is read here"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -139,10 +173,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     try:
         image.load()
-        # Old versions of ImageMagick write EXIF into a PNG as text, which Pillow reads.
-        lines = str(image.info.get("Raw profile type exif", "")).split("\n")
-        _refuse_bomb(bytes.fromhex("".join(lines[3:])).removeprefix(b"Exif\0\0"))
-        image = ImageOps.exif_transpose(image)
+        turn = _UPRIGHT.get(_orientation(image))
+        if turn is not None:
+            image = image.transpose(turn)
         if image.mode == "RGB" and "transparency" not in image.info:
             return image
         if image.mode.startswith(("I", "F")):
@@ -150,10 +183,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
             return _over_white(image)
         return image.convert("RGB")
-    except ImageError:
-        raise
     except Exception as error:  # Pillow's plugins raise many kinds, struct.error among them
         raise ImageError(f"damaged: {str(error) or type(error).__name__}") from None
+
+
+def _orientation(image: Image.Image) -> Any:
+    """What EXIF, or else XMP, says; 1 where neither can be read."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # whatever can be wrong with metadata
+        return 1
 
 
 def decode(data: bytes) -> Image.Image:

@@ -5,16 +5,24 @@ is searched for. A walk reads headers only, takes time linear in the file's size
 file has the metadata that comes before the damage.
 """
 
+import re
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+PNG = b"\x89PNG\r\n\x1a\n"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _XMP_JPEG = b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_BOX = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # XMP specification part 3, JPEG 2000
 _C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")  # C2PA specification, embedding into BMFF
 _C2PA_JUMBF = bytes.fromhex("6332706100110010800000aa00389b71")  # C2PA specification, JUMBF type of a store
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}  # of TIFF's types
-_MOST = 1 << 20  # bytes of one block
+_MOST = 1 << 20  # bytes of one block, of a PNG's text unpacked
+_MOST_ICC = 1 << 22  # bytes of a PNG's colour profile, unpacked; printers' profiles have two or three million
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # of those without content the end of the image alone
+_RESOURCES = (b"8BIM", b"8B64", b"AgHg", b"DCSR", b"MeSa", b"PHUT")  # signatures that Photoshop's resources have
 
 
 @dataclass
@@ -25,25 +33,25 @@ class Blocks:
         format: media type by the first bytes, empty for what is no image that is known here.
         exif: a TIFF stream; a TIFF file's is the file itself.
         xmp: an XMP packet, XML.
+        icc: a colour profile.
         iptc: records of IPTC-IIM.
-        text: a PNG's text chunks as (chunk's name, content), packed as they are.
+        text: a PNG's text chunks as (chunk's name, content), packed as they are (see `unpacked`).
         c2pa: whether there is a C2PA manifest store.
         claimed: bytes of all items, as a HEIF or AVIF file states them; they may overlap.
         parts: how many segments, chunks, boxes or blocks were walked.
-        copied: bytes that are copied by who glues a GIF's comments or a JPEG's EXIF together piece by piece.
-        scans: passes over the picture that a JPEG file asks for.
+        copied: bytes that are copied by who glues a GIF's comments together piece by piece.
     """
 
     format: str = ""
     exif: bytes = b""
     xmp: bytes = b""
+    icc: bytes = b""
     iptc: bytes = b""
     text: list[tuple[bytes, bytes]] = field(default_factory=list)
     c2pa: bool = False
     claimed: int = 0
     parts: int = 0
     copied: int = 0
-    scans: int = 1
 
 
 def walk(data: bytes) -> Blocks:
@@ -53,7 +61,7 @@ def walk(data: bytes) -> Blocks:
         if data[:3] == b"\xff\xd8\xff":
             found.format = "image/jpeg"
             _jpeg(data, found)
-        elif data[:8] == b"\x89PNG\r\n\x1a\n":
+        elif data[:8] == PNG:
             found.format = "image/png"
             _png(data, found)
         elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -62,7 +70,7 @@ def walk(data: bytes) -> Blocks:
         elif data[:6] in (b"GIF87a", b"GIF89a"):
             found.format = "image/gif"
             _gif(data, found)
-        elif data[:2] in (b"II", b"MM") and data[2:4] in (b"*\0", b"\0*", b"+\0", b"\0+"):
+        elif data[:4] in TIFF:
             found.format = "image/tiff"
             _tiff(data, found)
         elif data[4:8] == b"ftyp":
@@ -115,16 +123,26 @@ def overlaps(tiff: bytes) -> bool:
     return claimed > 4 * len(tiff)
 
 
-def _entries(tiff: bytes, ifd: int | None) -> Iterator[tuple[int, int, int, int]]:
-    """A directory's entries: tag, type, count, and where the value is."""
+def directory(tiff: bytes, ifd: int | None = None) -> tuple[int, int, int, int]:
+    """Where a directory's entries begin, the width of one, that of an offset, and how many there are, all in bytes.
+
+    Raises:
+        struct.error: the file ends before.
+    """
     order = ">" if tiff[:1] == b"M" else "<"
     big = tiff[2:4] in (b"+\0", b"\0+")
-    entry, inline, offset = ("HHQ8s", 8, "Q") if big else ("HHL4s", 4, "L")
     if ifd is None:
-        (ifd,) = struct.unpack_from(order + offset, tiff, 8 if big else 4)
+        (ifd,) = struct.unpack_from(order + ("Q" if big else "L"), tiff, 8 if big else 4)
     (count,) = struct.unpack_from(order + ("Q" if big else "H"), tiff, ifd)
-    at, width = ifd + (8 if big else 2), struct.calcsize(order + entry)
-    for n in range(min(count, 1 << 16)):
+    return (ifd + 8, 20, 8, min(count, 1 << 16)) if big else (ifd + 2, 12, 4, count)
+
+
+def _entries(tiff: bytes, ifd: int | None) -> Iterator[tuple[int, int, int, int]]:
+    """A directory's entries: tag, type, count, and where the value is."""
+    at, width, inline, entries = directory(tiff, ifd)
+    order = ">" if tiff[:1] == b"M" else "<"
+    entry, offset = ("HHQ8s", "Q") if inline == 8 else ("HHL4s", "L")
+    for n in range(entries):
         tag, kind, number, value = struct.unpack_from(order + entry, tiff, at + n * width)
         place = at + n * width + width - inline
         if number * _SIZES.get(kind, 0) > inline:
@@ -135,100 +153,157 @@ def _entries(tiff: bytes, ifd: int | None) -> Iterator[tuple[int, int, int, int]
 def _jpeg(data: bytes, found: Blocks) -> None:
     """ITU T.81, segments before the first scan."""
     exif: list[bytes] = []
-    components = b""  # of a frame that one scan can hold
-    for marker, at, end in _segments(data):
+    photoshop: list[bytes] = []
+    profile: list[bytes] = []
+    for marker, at, end in segments(data):
         found.parts += 1
         segment = data[at:end]
-        if marker == 0xDA:
-            if segment[:1] != components:
-                # Within a scan 0xFF is always followed by 0: these are scans but for what other segments may hold.
-                found.scans = data.count(b"\xff\xda", at) + 1
-        elif marker in (0xC0, 0xC1):  # sequential; all other frames are progressive, lossless or rare
-            components = segment[5:6]
-        elif marker == 0xE1 and segment[:6] == b"Exif\0\0":
+        if marker in (0xD9, 0xDA):
+            break
+        if marker == 0xE1 and segment[:6] == b"Exif\0\0":
             exif.append(segment[6:])
-            found.copied += len(exif) * len(segment)
         elif marker == 0xE1 and segment.startswith(_XMP_JPEG):
-            found.xmp = found.xmp or segment[len(_XMP_JPEG) :]
+            found.xmp = segment[len(_XMP_JPEG) :]
+        elif marker == 0xE2 and segment[:12] == b"ICC_PROFILE\0":
+            profile.append(segment[14:])
         elif marker == 0xED and segment.startswith(b"Photoshop 3.0\0"):
-            found.iptc = found.iptc or _photoshop(segment[14:])
+            photoshop.append(segment[14:])  # what is too long for one segment goes on in the next
         elif marker == 0xEB and segment[:2] == b"JP":
             # Common identifier, instance and sequence number, then a superbox and its description.
             found.c2pa |= segment[12:16] == b"jumb" and segment[20:24] == b"jumd" and segment[24:40] == _C2PA_JUMBF
-    found.exif = b"".join(exif)
+    found.exif, found.icc, found.iptc = b"".join(exif), b"".join(profile), _photoshop(b"".join(photoshop))
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """A JPEG's segments up to the first scan's header: marker, and where the content begins and ends.
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """A JPEG's segments, with the end of the image as the last: marker, and where the content begins and ends.
 
-    Like every decoder this goes on at the next 0xFF after junk.
+    Like every decoder this goes on at the next marker after junk, and after a scan, whose length nothing says: within
+    one 0xFF is followed by 0, or it is a restart.
     """
-    at = data.find(b"\xff", 2)
-    while 0 <= at <= len(data) - 4:
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill
-            at += 1
-        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD9:  # without content
-            at = data.find(b"\xff", at + 2)
-        else:
-            end = at + 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
-            yield marker, at + 4, end
-            if marker == 0xDA:
-                return
-            at = data.find(b"\xff", end)
+    at = 2
+    while marker := _MARKER.search(data, at):
+        at = marker.end()
+        kind = data[at - 1]
+        if kind == 0xD9:
+            yield kind, at, at
+            return
+        end = at + max(2, int.from_bytes(data[at : at + 2], "big"))
+        yield kind, at + 2, end
+        at = end
 
 
 def _photoshop(resources: bytes) -> bytes:
-    """The IPTC record among Photoshop's image resources (id 0x0404)."""
-    at = 0
-    while resources[at : at + 4] == b"8BIM":
+    """The IPTC records among Photoshop's image resources (id 0x0404)."""
+    at, records = 0, b""
+    while True:
+        if resources[at : at + 4] not in _RESOURCES and resources[max(0, at - 1) : at + 3] in _RESOURCES:
+            at -= 1  # not every program pads what is of odd length
+        if resources[at : at + 4] not in _RESOURCES:
+            return records[:_MOST]
         kind, name = resources[at + 4 : at + 6], int.from_bytes(resources[at + 6 : at + 7], "big")
         at += 6 + (name + 2) // 2 * 2  # a Pascal string, padded to an even length
         size = int.from_bytes(resources[at : at + 4], "big")
         if kind == b"\x04\x04":
-            return resources[at + 4 : at + 4 + size]
+            records += resources[at + 4 : at + 4 + size]
         at += 4 + (size + 1) // 2 * 2
-    return b""
 
 
 def _png(data: bytes, found: Blocks) -> None:
     """ISO/IEC 15948, chunks up to IEND."""
-    at = 8
-    while at + 8 <= len(data):
+    for name, at, end in chunks(data):
         found.parts += 1
-        (size,) = struct.unpack_from(">L", data, at)
-        name = data[at + 4 : at + 8]
-        end = at + 12 + size
-        if name == b"IEND" or end > len(data):
+        content = data[at:end]
+        if end + 4 > len(data):
             break
         if name in (b"tEXt", b"zTXt", b"iTXt"):
-            content = data[at + 8 : end - 4]
-            if size <= _MOST and len(found.text) < 256:
+            if end - at <= _MOST and len(found.text) < 256:
                 found.text.append((name, content))
-        elif name == b"eXIf":
-            found.exif = data[at + 8 : end - 4].removeprefix(b"Exif\0\0")
+        elif name == b"eXIf" and is_sound(data, at, end):
+            found.exif = content.removeprefix(b"Exif\0\0")
+        elif name == b"iCCP":
+            found.icc = _inflated(content.partition(b"\0")[2][1:], _MOST_ICC)
         elif name == b"caBX":
             found.c2pa = True
-        at = end
+    last = {content.partition(b"\0")[0]: (name, content) for name, content in found.text}
+    if packet := last.get(b"XML:com.adobe.xmp"):
+        found.xmp = unpacked(*packet)
+    # Old versions of ImageMagick write the others as text.
+    if not found.exif and (lines := last.get(b"Raw profile type exif")):
+        found.exif = _hexadecimal(unpacked(*lines)).removeprefix(b"Exif\0\0")
+    if lines := last.get(b"Raw profile type iptc"):
+        found.iptc = _photoshop(_hexadecimal(unpacked(*lines)))
+
+
+def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """A PNG's chunks up to IEND: name, and where the content begins and ends; after it stands a checksum.
+
+    The last may reach beyond the file's end. What follows a name that can't be one is not followed.
+    """
+    at = 8
+    while at + 8 <= len(data) and data[at + 4 : at + 8].isalnum():
+        name, end = data[at + 4 : at + 8], at + 8 + int.from_bytes(data[at : at + 4], "big")
+        yield name, at + 8, end
+        if name == b"IEND":
+            return
+        at = end + 4
+
+
+def is_sound(data: bytes, at: int, end: int) -> bool:
+    """Whether a PNG chunk's checksum fits what lies between two places."""
+    return zlib.crc32(data[at - 4 : end]).to_bytes(4, "big") == data[end : end + 4]
+
+
+def unpacked(name: bytes, content: bytes) -> bytes:
+    """Text of a PNG chunk (`tEXt`, `zTXt` or `iTXt`); empty for what is damaged, or of more than 1 MiB."""
+    text = content.partition(b"\0")[2]
+    packed = name == b"zTXt"
+    if packed:
+        text = text[1:]  # the method, which is always deflate
+    elif name == b"iTXt":
+        packed, text = text[:1] == b"\1", text[2:].partition(b"\0")[2].partition(b"\0")[2]
+    return _inflated(text, _MOST) if packed else text
+
+
+def _inflated(packed: bytes, most: int) -> bytes:
+    unpack = zlib.decompressobj()
+    try:
+        content = unpack.decompress(packed, most)
+    except zlib.error:
+        return b""
+    return content if unpack.eof else b""
+
+
+def _hexadecimal(lines: bytes) -> bytes:
+    """What a "Raw profile" holds: a line of its name and one of its length, then its bytes as digits."""
+    try:
+        return bytes.fromhex(b"".join(lines.split(b"\n")[3:]).decode("ascii"))
+    except ValueError:
+        return b""
 
 
 def _webp(data: bytes, found: Blocks) -> None:
     """RFC 9649, chunks within the RIFF's stated size."""
-    (size,) = struct.unpack_from("<L", data, 4)
-    at, last = 12, min(len(data), 8 + size)
-    while at + 8 <= last:
-        name = data[at : at + 4]
-        (size,) = struct.unpack_from("<L", data, at + 4)
-        end = at + 8 + size
+    last = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
+    for name, at, end in riff_chunks(data):
         if end > last:
             break
         if name == b"EXIF":
-            found.exif = found.exif or data[at + 8 : end].removeprefix(b"Exif\0\0")
-        elif name == b"XMP " and size <= _MOST:
-            found.xmp = found.xmp or data[at + 8 : end]
+            found.exif = found.exif or data[at:end].removeprefix(b"Exif\0\0")
+        elif name == b"XMP " and end - at <= _MOST:
+            found.xmp = found.xmp or data[at:end]
+        elif name == b"ICCP":
+            found.icc = found.icc or data[at:end]
         elif name == b"C2PA":
             found.c2pa = True
-        at = end + size % 2
+
+
+def riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Chunks of a RIFF file: name, and where the content begins and ends, which may be beyond the file's end."""
+    at = 12
+    while at + 8 <= len(data):
+        end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        yield data[at : at + 4], at + 8, end
+        at = end + end % 2
 
 
 def _gif(data: bytes, found: Blocks) -> None:
@@ -261,15 +336,15 @@ def _gif(data: bytes, found: Blocks) -> None:
 def _tiff(data: bytes, found: Blocks) -> None:
     """TIFF 6.0, the first directory's tags."""
     found.exif = data
-    values = tags(data, {700, 33723, 52545})
-    xmp, iptc = values.get(700), values.get(33723)
-    found.xmp, found.iptc = (value if isinstance(value, bytes) else b"" for value in (xmp, iptc))
+    values = {tag: value for tag, value in tags(data, {700, 33723, 34377, 34675}).items() if isinstance(value, bytes)}
+    found.xmp, found.icc = values.get(700, b""), values.get(34675, b"")
+    found.iptc = values.get(33723) or _photoshop(values.get(34377, b""))
     found.c2pa = any(tag == 52545 for tag, _, _, _ in _entries(data, None))
 
 
 def _bmff(data: bytes, found: Blocks) -> None:
     """ISO/IEC 14496-12, boxes of the file and items of the image's `meta`; JPEG 2000 has boxes of the same kind."""
-    for name, start, end in _boxes(data, 0, len(data)):
+    for name, start, end in boxes(data, 0, len(data)):
         if name == b"uuid":
             kind = data[start : start + 16]
             found.c2pa |= kind == _C2PA_BOX and found.format != "image/jp2"  # which C2PA has no place for
@@ -279,8 +354,8 @@ def _bmff(data: bytes, found: Blocks) -> None:
             _items(data, start + 4, end, found)
 
 
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Boxes between two places: name, and where the content begins and ends."""
+def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Boxes of ISO/IEC 14496-12 between two places: name, and where the content begins and ends."""
     while start + 8 <= end:
         (size,) = struct.unpack_from(">L", data, start)
         name, header = data[start + 4 : start + 8], 8
@@ -297,19 +372,15 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 def _items(data: bytes, start: int, end: int, found: Blocks) -> None:
     """ISO/IEC 23008-12: EXIF and XMP are items, `iinf` names them and `iloc` says where they are."""
     inside: dict[bytes, tuple[int, int]] = {}
-    for name, first, last in _boxes(data, start, end):
+    for name, first, last in boxes(data, start, end):
         inside.setdefault(name, (first, last))
     kinds: dict[int, bytes] = {}
     if b"iinf" in inside:
-        first, last = inside[b"iinf"]
-        for name, at, stop in _boxes(data, first + (6 if data[first] == 0 else 8), last):
-            if name == b"infe" and data[at] >= 2:
-                wide = 2 if data[at] == 2 else 4
-                number = int.from_bytes(data[at + 4 : at + 4 + wide], "big")
-                kind = data[at + 6 + wide : at + 10 + wide]
-                if kind == b"mime":
-                    kind = (data[at + 10 + wide : min(stop, at + 300)] + b"\0").split(b"\0")[1]
-                kinds[number] = kind
+        for at, stop, number in item_kinds(data, *inside[b"iinf"]):
+            kind = data[at : at + 4]
+            if kind == b"mime":
+                kind = (data[at + 4 : min(stop, at + 300)] + b"\0").split(b"\0")[1]
+            kinds[number] = kind
     if b"iloc" not in inside:
         return
     store = inside.get(b"idat", (0, 0))[0]
@@ -324,6 +395,14 @@ def _items(data: bytes, start: int, end: int, found: Blocks) -> None:
             found.exif = found.exif or content[4 + int.from_bytes(content[:4], "big") :].removeprefix(b"Exif\0\0")
         else:
             found.xmp = found.xmp or content
+
+
+def item_kinds(data: bytes, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+    """Where an `iinf` box says of what kind an item is (four bytes, and more where it is `mime`), and its number."""
+    for name, at, stop in boxes(data, first + (6 if data[first] == 0 else 8), last):
+        if name == b"infe" and data[at] >= 2:
+            wide = 2 if data[at] == 2 else 4
+            yield at + 6 + wide, stop, int.from_bytes(data[at + 4 : at + 4 + wide], "big")
 
 
 def _locations(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:

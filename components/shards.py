@@ -108,6 +108,8 @@ def paths(data: Path, sources: Iterable[str]) -> dict[str, Path]:
 def manifest(shards: dict[str, Path]) -> pd.DataFrame:
     """All rows without their images, with the columns `shard` and `row` in front.
 
+    Older shards name JPEG files of several pictures MPO: they are JPEG here.
+
     Raises:
         StageError: a shard is damaged or lacks a column.
     """
@@ -117,7 +119,8 @@ def manifest(shards: dict[str, Path]) -> pd.DataFrame:
         part.insert(0, "row", np.arange(len(part), dtype=np.int64))
         part.insert(0, "shard", name)
         parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+    rows = pd.concat(parts, ignore_index=True)
+    return rows.assign(format=rows["format"].replace("MPO", "JPEG"))
 
 
 def row_groups(path: Path) -> list[range]:

@@ -15,6 +15,8 @@ import pillow_heif
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
+from components import metadata
+
 XMP = (
     b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
     b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""'
@@ -134,6 +136,29 @@ def parts(data: bytes) -> list[tuple[int, int, int]]:
     return [part for part in found if part[1] <= len(data)]
 
 
+def said(data: bytes) -> list[tuple[int, int]]:
+    """Where the metadata of a valid file lies, content without the lengths: (start, end) of each piece."""
+    if data[:2] == b"\xff\xd8":
+        pieces = [(at, end) for kind, at, end in metadata.segments(data) if 0xE0 <= kind <= 0xEF or kind == 0xFE]
+        return [(at, end) for at, end in pieces if data[at : at + 5] != b"Adobe"]
+    if data[:8] == metadata.PNG:
+        return [
+            (at, end + 4) for name, at, end in metadata.chunks(data) if name[:1].islower() and name not in (b"tRNS",)
+        ]
+    if data[:4] == b"RIFF":
+        return [(at, end) for name, at, end in metadata.riff_chunks(data) if name in (b"EXIF", b"XMP ", b"ICCP")]
+    if data[:3] == b"GIF":
+        return [(at + 3, at + 3 + data[at + 2]) for at in [data.find(b"!\xfe")] if at > 0]
+    if data[:4] in metadata.TIFF:
+        values = metadata.tags(data, {271, 272, 305, 700, 34665, 34675})
+        blocks = [value for value in values.values() if isinstance(value, bytes) and len(value) > 8]
+        inner = [(at, at + 60) for at in (values.get(34665),) if isinstance(at, int)]
+        return [(data.index(block), data.index(block) + len(block)) for block in blocks] + inner
+    blocks = metadata.walk(data)
+    found = [(data.index(block), len(block)) for block in (blocks.exif, blocks.xmp) if block]
+    return [(at, at + size) for at, size in found]
+
+
 @cache
 def bombs() -> dict[str, bytes]:
     """Files that are far larger unpacked than packed, or claim to be, and metadata of that kind."""
@@ -142,7 +167,7 @@ def bombs() -> dict[str, bytes]:
     laughs = b"".join(b'<!ENTITY l%d "%s">' % (n + 1, b"&l%d;" % n * 10) for n in range(12))
     laughs = b'<!DOCTYPE x [<!ENTITY l0 "lol">' + laughs + b"]><x>&l12;</x>"
     outside = b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>'
-    jpeg, tiff = valid()["jpeg-progressive"], _overlapping(60_000)
+    jpeg, tiff = valid()["jpeg-progressive"], overlapping(60_000)
     blank = io.BytesIO()
     Image.new("1", (9_400, 9_400)).save(blank, "TIFF", compression="group4")
     found = {
@@ -172,6 +197,10 @@ def bombs() -> dict[str, bytes]:
         "jpeg-declared": _dimensions(jpeg, 65_500, 65_500),
         "jpeg-declared-within": _dimensions(jpeg, 9_400, 9_400),
         "jpeg-scans": _scans(_dimensions(jpeg, 3_000, 3_000), 20_000),
+        # The end of the image where decoders see none: in a comment between scans, whose length says how long it is.
+        "jpeg-scans-false-end": _scans(_dimensions(jpeg, 3_000, 3_000), 20_000, b"\xff\xfe\0\6\xff\xd9\xff\xd9"),
+        "jpeg-scans-restarts": _scans(_dimensions(jpeg, 3_000, 3_000), 20_000, b"\xff\xd0\xff\1\xff\xff\xd7"),
+        "jpeg-comments": jpeg[:-2] + b"\xff\xfe\0\2" * 200_000 + jpeg[-2:],
         "jpeg-segments": b"\xff\xd8" + b"\xff\xe3\0\2" * 200_000 + jpeg[2:],
         "jpeg-exifs": b"\xff\xd8" + _app1(b"1234") * 100_000 + jpeg[2:],
         "jpeg-exif": b"\xff\xd8"
@@ -304,7 +333,7 @@ _DAMAGES: list[Callable[[bytes, random.Random], bytes]] = [
 ]
 
 
-def _overlapping(tags: int) -> bytes:
+def overlapping(tags: int) -> bytes:
     """A TIFF whose every tag claims the whole file as its value."""
     size = 8 + 2 + 12 * tags + 4
     entries = b"".join(struct.pack("<HHLL", tag, 7, size, 0) for tag in range(1000, 1000 + tags))
@@ -346,11 +375,11 @@ def _dimensions(jpeg: bytes, width: int, height: int) -> bytes:
     return jpeg[: at + 5] + struct.pack(">HH", height, width) + jpeg[at + 9 :]
 
 
-def _scans(jpeg: bytes, count: int) -> bytes:
-    """With its first scan, emptied, again and again."""
+def _scans(jpeg: bytes, count: int, between: bytes = b"") -> bytes:
+    """With its first scan, emptied, again and again behind some bytes."""
     start = jpeg.index(b"\xff\xda")
     (size,) = struct.unpack_from(">H", jpeg, start + 2)
-    return jpeg[:-2] + jpeg[start : start + 2 + size] * count + b"\xff\xd9"
+    return jpeg[:-2] + between + jpeg[start : start + 2 + size] * count + b"\xff\xd9"
 
 
 def _items(count: int, size: int) -> bytes:

@@ -182,14 +182,14 @@ def test_what_is_written_here_is_known_by_how_it_begins(
     for name in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "JPEG2000", "AVIF"):
         data = encode(picture(1), name)
         assert images.kind(data) == images.kind(data[: images.HEAD]) == name
-        images.refuse_foreign(data)
+        images.open_image(data)
     assert images.kind(encode(picture(1), "MPO", save_all=True, append_images=[picture(2)])) == "JPEG"
     for tags in ({50706: bytes((1, 4, 0, 0))}, {254: 1}):
         raw = images.Image.new("RGB", (20, 16))
         written = encode(raw, "TIFF", tiffinfo=tags)
         assert images.kind(written) == "camera raw"
         with pytest.raises(images.ImageError, match="camera raw, a format that isn't read here"):
-            images.refuse_foreign(written)
+            images.open_image(written)
 
 
 @pytest.mark.parametrize(

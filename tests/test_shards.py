@@ -84,6 +84,13 @@ def test_what_is_written_is_read_back(data: Path, rows: list[dict[str, Any]]) ->
     assert stored == [r["image"]["bytes"] for r in rows]
 
 
+def test_mpo_of_older_shards_is_jpeg(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+    rows = [row(n, jpeg(n), format=kind) for n, kind in enumerate(["MPO", "JPEG", "PNG", "MPO"])]
+    (tmp_path / "mine").mkdir()
+    shards.write(tmp_path / "mine/abc-00000.parquet", rows)
+    assert shards.manifest(shards.paths(tmp_path, ["mine"]))["format"].tolist() == ["JPEG", "JPEG", "PNG", "JPEG"]
+
+
 def test_some_rows_are_read_in_the_order_asked_for(data: Path, rows: list[dict[str, Any]]) -> None:
     path = data / "mine/abc-00000.parquet"
     assert list(shards.files(path, [2, 0])) == [rows[2]["image"]["bytes"], rows[0]["image"]["bytes"]]

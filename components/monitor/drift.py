@@ -42,8 +42,9 @@ class Shift:
 
 
 def derived(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of statistics, with those that follow from others."""
-    return rows.assign(bytes_per_pixel=rows["n_bytes"] / (rows["width"].astype(float) * rows["height"]))
+    """Rows of statistics, with those that follow from others; what older ones name MPO is JPEG."""
+    area = rows["width"].astype(float) * rows["height"]
+    return rows.assign(bytes_per_pixel=rows["n_bytes"] / area, format=rows["format"].replace("MPO", "JPEG"))
 
 
 def compare(pairs: Pairs, significance: float, min_shift: float) -> list[Shift]:

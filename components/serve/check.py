@@ -107,7 +107,6 @@ class Judge:
         """The bytes, or why there are none."""
         try:
             data = self.fetch(name) if is_address(name) else Path(name).read_bytes()
-            images.refuse_foreign(data)
             return data
         except OSError as error:
             return error.strerror or str(error)

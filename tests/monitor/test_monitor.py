@@ -171,6 +171,13 @@ def test_many_predictions_make_no_drift_of_a_trifle() -> None:
         assert shift.p < 1e-6 and not shift.drifted and shift.psi < 0.02
 
 
+def test_mpo_of_an_older_log_is_no_drift() -> None:
+    rows = pd.DataFrame({"width": 8, "height": 8, "n_bytes": 9, "format": ["MPO"] * 200})
+    before, now = drift.derived(rows), drift.derived(rows.assign(format="JPEG"))
+    (shift,) = drift.compare({"format": (before["format"], now["format"])}, 0.01, 0.2)
+    assert (shift.distance, shift.drifted) == (0, False)
+
+
 def test_few_predictions_make_no_drift_by_chance() -> None:
     """Of 200 looks at eight statistics that haven't changed, none cries with as many pictures as a report asks for."""
     rng = np.random.default_rng(0)

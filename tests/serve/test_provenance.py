@@ -269,6 +269,130 @@ def test_every_term_of_the_vocabulary_has_a_meaning() -> None:
     assert source_types.explain("newTerm") == {"term": "newTerm"}
 
 
+VOCABULARY = "cv.iptc.org/newscodes/digitalsourcetype/"
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "http://" + VOCABULARY + "trainedAlgorithmicMedia",
+        "https://" + VOCABULARY + "trainedAlgorithmicMedia/",
+        "http://www." + VOCABULARY + "trainedAlgorithmicMedia",
+        "https://www.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia/",
+        "HTTP://CV.IPTC.ORG/NewsCodes/DigitalSourceType/TrainedAlgorithmicMedia",
+        VOCABULARY + "trainedalgorithmicmedia",
+        "//" + VOCABULARY + "trainedAlgorithmicMedia",
+        "http://" + VOCABULARY + "trainedAlgorithmicMedia?lang=en-GB",
+        "http://" + VOCABULARY + "trainedAlgorithmicMedia#top",
+        "https://c2pa.org/digitalsourcetype/trainedAlgorithmicMedia/",
+        "digsrctype:trainedAlgorithmicMedia",
+        "DigSrcType:TRAINEDALGORITHMICMEDIA",
+        " trainedAlgorithmicMedia ",
+    ],
+)
+@pytest.mark.parametrize("form", ["attribute", "element", "resource", "item"])
+def test_a_digital_source_type_is_known_however_it_is_spelled(spelled: str, form: str) -> None:
+    xml = {
+        "attribute": packet("", attributes=f'Iptc4xmpExt:DigitalSourceType="{spelled}"'),
+        "element": packet(SOURCE.format(spelled)),
+        "resource": packet(f'<Iptc4xmpExt:DigitalSourceType rdf:resource="{spelled}"/>'),
+        "item": packet(SOURCE.format(f'<rdf:Bag><rdf:li rdf:resource="{spelled}"/></rdf:Bag>')),
+    }[form]
+    assert provenance.read(jpeg_xmp(xml)) == {"digital_source_type": MADE_BY_AI, "note": provenance.NOTE}
+
+
+@pytest.mark.parametrize(
+    "other", ["http://example.org/newscodes/digitalsourcetype/print", "x:print", "prints", "/print"]
+)
+def test_what_is_no_term_of_the_vocabulary_has_no_meaning(other: str) -> None:
+    assert source_types.explain(other) == {"term": other}
+
+
+def test_several_digital_source_types_are_all_told() -> None:
+    items = "".join(f"<rdf:li>{term}</rdf:li>" for term in ("digitalCapture", VOCABULARY + "print/", "DigitalCapture"))
+    found = provenance.read(jpeg_xmp(packet(SOURCE.format(f"\n <rdf:Bag>\n {items} </rdf:Bag>\n"))))
+    capture = {"term": "digitalCapture", "meaning": "taken with a digital camera"}
+    print_ = {"term": "print", "meaning": "scanned from a print"}
+    assert (found["digital_source_type"], found["digital_source_types"]) == (capture, [capture, print_])
+
+
+def jpeg_xmp(xml: bytes) -> bytes:
+    return jpeg_segment(fuzz.valid()["jpeg-progressive"], 0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xml)
+
+
+def data_set(record: int, number: int, text: bytes, extended: bool = False) -> bytes:
+    size = struct.pack(">HL", 0x8004, len(text)) if extended else struct.pack(">H", len(text))
+    return bytes([0x1C, record, number]) + size + text
+
+
+def resource(kind: int, content: bytes, name: bytes = b"", pad: bool = True, signature: bytes = b"8BIM") -> bytes:
+    padded = bytes([len(name)]) + name + bytes((len(name) + 1) % 2)
+    return (
+        signature
+        + struct.pack(">H", kind)
+        + padded
+        + struct.pack(">L", len(content))
+        + content
+        + bytes(len(content) % 2 if pad else 0)
+    )
+
+
+UTF8 = data_set(1, 90, b"\x1b%G")
+VERSION = data_set(2, 0, b"\0\4")
+CREDIT = data_set(2, 110, "Gemäß KI".encode())
+IPTC = {
+    "record 2 alone": resource(0x0404, CREDIT),
+    "record 1 before it": resource(0x0404, UTF8 + VERSION + CREDIT),
+    "record 3 before it": resource(0x0404, data_set(3, 10, b"x") + CREDIT),
+    "record 1 behind it": resource(0x0404, CREDIT + UTF8),
+    "record 7, 8 and 9 behind it": resource(0x0404, CREDIT + b"".join(data_set(n, 10, b"x") for n in (7, 8, 9))),
+    "an extended length": resource(0x0404, data_set(2, 120, b"x" * 40_000, True) + CREDIT),
+    "an extended length of its own": resource(0x0404, data_set(2, 110, "Gemäß KI".encode(), True)),
+    "Latin-1": resource(0x0404, data_set(2, 110, "Gemäß KI".encode("latin-1"))),
+    "zeros between": resource(0x0404, UTF8 + b"\0\0\0" + CREDIT),
+    "others before it": resource(0x0425, bytes(16)) + resource(0x03ED, bytes(16), b"ab") + resource(0x0404, CREDIT),
+    "names of odd and of even length": resource(0x0425, b"", b"odd") + resource(0x0404, UTF8 + CREDIT, b"even"),
+    "one of odd length": resource(0x0425, b"abc") + resource(0x0404, CREDIT),
+    "one of odd length that is not padded": resource(0x0425, b"abc", pad=False) + resource(0x0404, CREDIT),
+    "other signatures": resource(0x0425, b"abcd", signature=b"MeSa") + resource(0x0404, CREDIT),
+    "two of them": resource(0x0404, UTF8 + VERSION) + resource(0x0404, CREDIT),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", IPTC)
+def test_iptc_is_read_whatever_comes_before_it(how: str) -> None:
+    expected = {"credit": "Gemäß KI", "note": provenance.NOTE}
+    resources, jpeg = IPTC[how], fuzz.valid()["jpeg-progressive"]
+    assert provenance.read(jpeg_segment(jpeg, 0xED, b"Photoshop 3.0\0" + resources)) == expected
+    half = len(resources) // 2
+    halves = jpeg_segment(jpeg, 0xED, b"Photoshop 3.0\0" + resources[half:])
+    assert provenance.read(jpeg_segment(halves, 0xED, b"Photoshop 3.0\0" + resources[:half])) == expected
+    lines = f"\niptc\n{len(resources)}\n{resources.hex()}".encode()
+    if len(lines) < 10_000:
+        assert provenance.read(png_text(**{"Raw profile type iptc": lines.decode()})) == expected
+
+
+def test_iptc_among_a_tiff_s_photoshop_resources_is_read(encode: Encode, picture: Callable[..., Image.Image]) -> None:
+    for tags in ({33723: UTF8 + CREDIT}, {34377: resource(0x0404, UTF8 + CREDIT)}):
+        assert provenance.read(encode(picture(1), "TIFF", tiffinfo=tags))["credit"] == "Gemäß KI"
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        b"\x1c",
+        b"\x1c\2\x6e",
+        b"\x1c\2\x6e\xff\xff",
+        b"\x1c\2\x6e\x80\4",
+        b"\x1c\2\x6e\x80\4\xff\xff\xff\xff",
+        b"\2" * 99,
+    ],
+)
+def test_iptc_that_ends_early_says_nothing(records: bytes) -> None:
+    data = jpeg_segment(fuzz.valid()["jpeg-progressive"], 0xED, b"Photoshop 3.0\0" + resource(0x0404, records))
+    assert provenance.read(data) == NOTHING
+
+
 def test_iptc_credit_and_program() -> None:
     records = b"".join(
         b"\x1c\2" + bytes([number]) + struct.pack(">H", len(text)) + text
@@ -333,6 +457,41 @@ INVOKEAI = {
     "positive_prompt": "a cat", "negative_prompt": "blurry", "scheduler": "euler", "steps": 30, "cfg_scale": 7.5,
     "seed": 42, "model": {"model_name": "sdxl", "base_model": "sdxl"},
 }  # fmt: skip
+INVOKEAI_FOUND = {
+    "tool": "InvokeAI", "prompt": "a cat", "negative_prompt": "blurry", "model": "sdxl", "sampler": "euler",
+    "steps": "30", "cfg_scale": "7.5", "seed": "42",
+}  # fmt: skip
+SWARMUI = {
+    "sui_image_params": {
+        "prompt": "a cat", "negativeprompt": "blurry", "model": "Flux/flux1-dev", "seed": 42, "steps": 25,
+        "cfgscale": 1.0, "comfyuisampler": "euler", "scheduler": "normal", "swarm_version": "0.9.3.1",
+    },
+    "sui_extra_data": {"date": "2026-01-25"},
+}  # fmt: skip
+SWARMUI_FOUND = {
+    "tool": "SwarmUI", "prompt": "a cat", "negative_prompt": "blurry", "model": "Flux/flux1-dev", "sampler": "euler",
+    "steps": "25", "cfg_scale": "1", "seed": "42",
+}  # fmt: skip
+RUINED = {
+    "Prompt": "a cat", "Negative": "blurry", "steps": 24, "cfg": 4.5, "seed": 42, "sampler_name": "dpmpp_2m",
+    "scheduler": "simple", "base_model_name": "sdxl", "software": "RuinedFooocus",
+}  # fmt: skip
+RUINED_FOUND = {
+    "tool": "RuinedFooocus", "prompt": "a cat", "negative_prompt": "blurry", "model": "sdxl", "sampler": "dpmpp_2m",
+    "steps": "24", "cfg_scale": "4.5", "seed": "42",
+}  # fmt: skip
+EASY = {
+    "prompt": "a cat", "negative_prompt": "blurry", "use_stable_diffusion_model": "sd-v1-5", "sampler_name": "euler_a",
+    "num_inference_steps": "25", "guidance_scale": "7.5", "seed": "42",
+}  # fmt: skip
+EASY_NAMES = {
+    "prompt": "Prompt", "negative_prompt": "Negative Prompt", "use_stable_diffusion_model": "Stable Diffusion model",
+    "sampler_name": "Sampler", "num_inference_steps": "Steps", "guidance_scale": "Guidance Scale", "seed": "Seed",
+}  # fmt: skip
+EASY_FOUND = {
+    "tool": "Easy Diffusion", "prompt": "a cat", "negative_prompt": "blurry", "model": "sd-v1-5", "sampler": "euler_a",
+    "steps": "25", "cfg_scale": "7.5", "seed": "42",
+}  # fmt: skip
 NOVELAI = {"prompt": "a cat", "steps": 28, "scale": 5.0, "seed": 42, "sampler": "k_euler", "uc": "blurry"}
 
 
@@ -361,16 +520,7 @@ NOVELAI = {"prompt": "a cat", "steps": 28, "scale": 5.0, "seed": 42, "sampler": 
         ),
         (
             {"invokeai_metadata": json.dumps(INVOKEAI), "invokeai_graph": "{}"},
-            {
-                "tool": "InvokeAI",
-                "prompt": "a cat",
-                "negative_prompt": "blurry",
-                "model": "sdxl",
-                "sampler": "euler",
-                "steps": "30",
-                "cfg_scale": "7.5",
-                "seed": "42",
-            },
+            INVOKEAI_FOUND,
         ),
         (
             {"Dream": '"a cat [blurry]" -s 50 -S 42 -W 512 -H 512 -C 7.5 -A k_lms'},
@@ -401,6 +551,43 @@ NOVELAI = {"prompt": "a cat", "steps": 28, "scale": 5.0, "seed": 42, "sampler": 
                 "cfg_scale": "5",
                 "seed": "42",
             },
+        ),
+        (
+            {"invokeai_metadata": json.dumps({**INVOKEAI, "model": {"key": "1", "name": "flux", "base": "flux"}})},
+            {**INVOKEAI_FOUND, "model": "flux"},
+        ),
+        ({"invokeai_metadata": json.dumps({"positive_prompt": "a cat"})}, {"tool": "InvokeAI", "prompt": "a cat"}),
+        ({"invokeai_metadata": "{", "invokeai_graph": "{}"}, {"tool": "InvokeAI", "settings": ["invokeai_metadata"]}),
+        ({"invokeai_graph": json.dumps({"nodes": {}})}, {"tool": "InvokeAI"}),
+        ({"Dream": "a cat"}, {"tool": "InvokeAI", "settings": ["Dream"]}),
+        ({"parameters": json.dumps(SWARMUI)}, SWARMUI_FOUND),
+        ({"parameters": json.dumps({"sui_image_params": {"swarm_version": "0.9.1"}})}, {"tool": "SwarmUI"}),
+        (
+            {"parameters": json.dumps(SWARMUI | {"sui_extra_data": {"original_prompt": "x" * 100_000}})},
+            SWARMUI_FOUND,
+        ),
+        ({"parameters": json.dumps(RUINED)}, RUINED_FOUND),
+        ({"parameters": json.dumps(json.dumps(RUINED))}, RUINED_FOUND),
+        (
+            {"parameters": json.dumps({"version": "Fooocus v2.1", "prompt": "a cat"})},
+            {"tool": "Fooocus", "prompt": "a cat"},
+        ),
+        (EASY, EASY_FOUND),
+        ({EASY_NAMES[key]: value for key, value in EASY.items()}, EASY_FOUND),
+        (
+            {"Description": "a cat, studio light --v 6.1 --ar 3:2 Job ID: 01234567-89ab-cdef-0123-456789abcdef"},
+            {"tool": "Midjourney", "prompt": "a cat, studio light --v 6.1 --ar 3:2"},
+        ),
+        ({"parameters": A1111.replace("v1.9", "f2.0.1v1.10.1-previous-6")}, {**A1111_FOUND, "tool": "Forge"}),
+        ({"parameters": A1111.replace("v1.9", "neo")}, {**A1111_FOUND, "tool": "Forge"}),
+        ({"parameters": A1111.replace("v1.9", "Fooocus v2.5.5")}, {**A1111_FOUND, "tool": "Fooocus"}),
+        ({"parameters": A1111.replace("v1.9", "ComfyUI")}, {**A1111_FOUND, "tool": "ComfyUI"}),
+        ({"parameters": A1111.replace("Version", "App: SD.Next, Version")}, {**A1111_FOUND, "tool": "SD.Next"}),
+        ({"parameters": A1111 + ", Civitai resources: []"}, {**A1111_FOUND, "tool": "Civitai"}),
+        ({"parameters": "a cat\nSteps: 20, App: SD.Next"}, {"tool": "SD.Next", "settings": ["parameters"]}),
+        (
+            {"parameters": A1111.replace("a cat", "Version: f2")},
+            A1111_FOUND | {"prompt": A1111_FOUND["prompt"].replace("a cat", "Version: f2")},
         ),
         ({"parameters": "a cat, Steps: 20"}, {"settings": ["parameters"]}),
         ({"sd-metadata": "{"}, {"settings": ["sd-metadata"]}),
@@ -442,6 +629,123 @@ def test_comfyui_in_the_camera_s_tags_of_a_webp(encode: Encode, picture: Callabl
         "generator": COMFYUI_FOUND,
         "note": provenance.NOTE,
     }
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+@pytest.mark.parametrize(("settings", "expected"), [(SWARMUI, SWARMUI_FOUND), (EASY, EASY_FOUND)])
+def test_settings_as_json_in_exif(
+    encode: Encode, picture: Callable[..., Image.Image], kind: str, settings: Any, expected: dict[str, str]
+) -> None:
+    comment, model = Image.Exif(), Image.Exif()
+    comment.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + json.dumps(settings).encode("utf-16-le")
+    model[272] = json.dumps(settings)
+    for exif in (comment, model):
+        found = provenance.read(encode(picture(1), kind, exif=exif))
+        assert found == {"generator": expected, "note": provenance.NOTE}
+
+
+def test_settings_as_json_in_xmp() -> None:
+    said = json.dumps({"c": "a cat", "uc": "blurry", "model": "sdxl", "sampler": "Euler A", "scale": 7, "seed": 42})
+    comment = '<exif:UserComment xmlns:exif="http://ns.adobe.com/exif/1.0/"><rdf:Alt><rdf:li xml:lang="x-default">'
+    xml = packet(comment + said + "</rdf:li></rdf:Alt></exif:UserComment>")
+    assert provenance.read(jpeg_xmp(xml))["generator"] == {
+        "tool": "Draw Things",
+        "prompt": "a cat",
+        "negative_prompt": "blurry",
+        "model": "sdxl",
+        "sampler": "Euler A",
+        "cfg_scale": "7",
+        "seed": "42",
+    }
+
+
+# --- China's label ----------------------------------------------------------------------------------------------------
+
+LABEL = {
+    "Label": "1", "ContentProducer": "001191110102MACQD9K64010000", "ProduceID": "4fd20e68",
+    "ReservedCode1": "c2ln" * 200, "ContentPropagator": "00119144", "PropagateID": "37fda03b", "ReservedCode2": "",
+}  # fmt: skip
+LABEL_FOUND = {
+    "label": "1", "producer": "001191110102MACQD9K64010000", "produce_id": "4fd20e68", "propagator": "00119144",
+    "propagate_id": "37fda03b", "meaning": "made by AI",
+}  # fmt: skip
+NAMED = json.dumps({"AIGC": LABEL})
+WRITTEN = {
+    "the object": json.dumps(LABEL),
+    "the object by its name": NAMED,
+    "a text of JSON": json.dumps(json.dumps(LABEL)),
+    "its name with a text": json.dumps({"AIGC": json.dumps(LABEL)}),
+    "escaped quotes": json.dumps(json.dumps(LABEL))[1:-1],
+    "with room": json.dumps(LABEL, indent=4),
+    "a number": json.dumps(LABEL | {"Label": 1}),
+}
+
+
+def escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+@pytest.mark.parametrize("form", ["element", "attribute", "item"])
+def test_china_s_label_is_read_from_xmp(written: str, form: str) -> None:
+    name, value = 'xmlns:TC260="http://www.tc260.org.cn/ns/AIGC/1.0/"', escaped(WRITTEN[written])
+    xml = {
+        "element": packet(f"<TC260:AIGC>{value}</TC260:AIGC>", attributes=name),
+        "attribute": packet("", attributes=f'{name} TC260:AIGC="{value}"'),
+        "item": packet(f"<TC260:AIGC><rdf:Seq><rdf:li>{value}</rdf:li></rdf:Seq></TC260:AIGC>", attributes=name),
+    }[form]
+    expected = {"aigc": LABEL_FOUND, "note": provenance.NOTE}
+    assert provenance.read(jpeg_xmp(xml)) == expected
+    assert provenance.read(fuzz.png(1, 1, extra=[(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xml)])) == expected
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_china_s_label_is_read_from_png_text(written: str) -> None:
+    text = WRITTEN[written].encode()
+    for chunk in ((b"tEXt", b"AIGC\0" + text), (b"zTXt", b"AIGC\0\0" + zlib.compress(text))):
+        assert provenance.read(fuzz.png(1, 1, extra=[chunk])) == {"aigc": LABEL_FOUND, "note": provenance.NOTE}
+
+
+@pytest.mark.parametrize("tag", [270, 0x9286, 0x927C])
+@pytest.mark.parametrize("written", ["the object", "the object by its name", "its name with a text", "escaped quotes"])
+def test_china_s_label_is_read_from_exif(
+    encode: Encode, picture: Callable[..., Image.Image], tag: int, written: str
+) -> None:
+    text = WRITTEN[written]
+    for head in (b"ASCII\0\0\0", bytes(8), b"") if tag == 0x9286 else (b"",):
+        exif = Image.Exif()
+        if tag == 270:
+            exif[tag] = text
+        else:
+            exif.get_ifd(0x8769)[tag] = head + text.encode()
+        found = provenance.read(encode(picture(1), "JPEG", exif=exif))
+        assert found == {"aigc": LABEL_FOUND, "note": provenance.NOTE}
+
+
+@pytest.mark.parametrize(
+    ("label", "meaning"),
+    [("1", "made by AI"), ("2", "possibly made by AI"), (3, "suspected to be made by AI"), ("4", ""), ("AIGC", "")],
+)
+def test_what_china_s_label_means(label: Any, meaning: str) -> None:
+    found = provenance.read(png_text(AIGC=json.dumps({"Label": label})))["aigc"]
+    assert found == {"label": str(label)} | ({"meaning": meaning} if meaning else {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "1", "{", "[]", "null", '"{"', "{}", '{"AIGC": 1}', '{"AIGC": null}', '{"Label": []}', '{"Label": {"a": 1}}',
+     '{"AIGC":' * 1000, "[" * 10_000, '{\\"AIGC', '{"Label": 1e999999}', '{"Label": ' + "9" * 5000 + "}",
+     json.dumps({"Label": "1", "ProduceID": "x" * 100_000}), "&quot;" * 100],
+)  # fmt: skip
+def test_a_damaged_or_huge_label_says_nothing(text: str) -> None:
+    found = provenance.read(png_text(AIGC=text, Comment=text, Description=text)).get("aigc", {})
+    assert found in ({}, {"label": "inf"})
+
+
+def test_other_objects_are_no_label(encode: Encode, picture: Callable[..., Image.Image]) -> None:
+    exif = Image.Exif()
+    exif[270] = '{"Label": "1", "name": "a cat"}'
+    assert provenance.read(encode(picture(1), "JPEG", exif=exif)) == NOTHING
 
 
 def test_packed_text_counts_and_bombs_do_not() -> None:
@@ -604,7 +908,7 @@ class Panic(BaseException):
     [
         ("components.metadata", "walk", "metadata", {"camera", "software", "digital_source_type", "generator", "c2pa"}),
         ("components.serve.provenance", "_exif", "EXIF", {"camera"}),
-        ("components.serve.provenance", "packed_text", "texts", {"generator", "digital_source_type"}),
+        ("components.serve.provenance", "packed_text", "texts", {"generator"}),
         ("components.serve.provenance.xmp", "read", "XMP", {"digital_source_type"}),
         ("components.serve.provenance", "_iptc", "IPTC", set()),
         ("components.serve.provenance.credentials", "read", "Content Credentials", {"c2pa"}),

@@ -389,6 +389,25 @@ def test_a_label_that_the_format_gives_away_stops_the_run(
     assert problems(report, "warning")["leakage"].endswith("After preprocess.equalise it can't (AUC 0.50)")
 
 
+def test_pictures_behind_the_first_give_no_label_away(
+    picture: Callable[..., Image.Image],
+    encode: Callable[..., bytes],
+    store: Callable[..., Path],
+    check: Callable[..., dict[str, Any]],
+) -> None:
+    """Phones write two pictures into one JPEG file (MPO), which is read as any other."""
+    files = {f"ai/{n}.jpg": encode(picture(n), "JPEG", quality=95) for n in range(30)}
+    for n in range(30):
+        both = {"save_all": True, "append_images": [picture(n + 200)], "quality": 95}
+        files[f"real/{n}.jpg"] = encode(picture(n + 100), "MPO", **both)
+    data = store(files)
+    assert set(shards.manifest(shards.paths(data, ["mine"]))["format"]) == {"JPEG"}
+    report = check(data)
+    assert report["leakage"]["by_column"]["format"] == 0.5
+    assert "format" not in problems(report, "warning")
+    assert "MPO" not in str(report["problems"])
+
+
 def test_a_label_that_the_jpeg_tables_give_away_is_named(
     picture: Callable[..., Image.Image],
     encode: Callable[..., bytes],

@@ -1,5 +1,6 @@
 """The IPTC's vocabulary of digital source types (https://cv.iptc.org/newscodes/digitalsourcetype/) in plain words."""
 
+import re
 from typing import Any
 
 from components.serve.provenance.text import clean
@@ -29,12 +30,21 @@ MEANINGS = {
     "empty": "begun from nothing",
 }
 
-_BEGINNINGS = ("cv.iptc.org/newscodes/digitalsourcetype/", "c2pa.org/digitalsourcetype/")
+_VOCABULARY = re.compile(
+    r"(?:(?:https?:)?//)?(?:www\.)?(?:(?:cv\.)?iptc\.org/newscodes|c2pa\.org)/digitalsourcetype[/#]|digsrctype:", re.I
+)
+_TERMS = {term.lower(): term for term in MEANINGS}
 
 
 def explain(uri: Any) -> dict[str, str]:
-    """`term` of a digital source type, from its address or as it stands, and `meaning` where it is a known one."""
-    term = clean(uri, 200)
-    for beginning in _BEGINNINGS:
-        term = term.removeprefix("http://").removeprefix("https://").removeprefix(beginning)
+    """`term` of a digital source type, and `meaning` where it is a known one.
+
+    Args:
+        uri: its address as programs write it (with or without `www.`, a slash or a language behind it, in any case),
+            its QCode (`digsrctype:print`), or the term as it stands.
+    """
+    text = clean(uri, 200)
+    begins = _VOCABULARY.match(text)
+    code = re.split(r"[/?#]", text[begins.end() :])[0] if begins else text
+    term = _TERMS.get(code.strip().lower(), code)
     return {"term": term} | ({"meaning": MEANINGS[term]} if term in MEANINGS else {})

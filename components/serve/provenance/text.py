@@ -1,16 +1,18 @@
 """Texts of metadata, made fit to be shown."""
 
 import unicodedata
-import zlib
 from typing import Any
 
-_MOST = 1 << 20  # characters of one text chunk, unpacked
+from components import metadata
 
 
 def clean(value: Any, length: int) -> str:
     """One line of at most so many characters, without control and formatting characters; empty for what is no text."""
     if isinstance(value, bytes):
-        value = decoded(value[: 4 * length])
+        cut = 4 * length
+        while cut < len(value) and value[cut] & 0xC0 == 0x80 and cut > 4 * length - 3:
+            cut -= 1  # not within a character of UTF-8
+        value = decoded(value[:cut])
     elif isinstance(value, int | float):
         value = format(value, ".10g") if isinstance(value, float) else str(value) if value.bit_length() < 128 else ""
     elif not isinstance(value, str):
@@ -40,6 +42,16 @@ def decoded(value: bytes) -> str:
         return value.decode("latin-1")
 
 
+def user_comment(value: bytes) -> str:
+    """EXIF's `UserComment` (Exif 2.32, tag 0x9286), which begins with the name of its character code."""
+    code, content = value[:8], value[8:]
+    if code == b"UNICODE\0":
+        # Of the two byte orders the one whose high bytes are mostly zero.
+        big = content[0::2].count(0) >= content[1::2].count(0)
+        return content.decode("utf-16-be" if big else "utf-16-le", "replace").strip("\0")
+    return decoded(content if code in (b"ASCII\0\0\0", bytes(8)) else value)
+
+
 def packed_text(chunks: list[tuple[bytes, bytes]]) -> dict[str, str]:
     """Texts of a PNG by keyword, those of the keywords that are read here; of more than 1 MiB none.
 
@@ -48,29 +60,18 @@ def packed_text(chunks: list[tuple[bytes, bytes]]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name, content in chunks:
-        key, _, rest = content.partition(b"\0")
-        keyword = key[:80].decode("latin-1")
-        if keyword not in KEYWORDS or keyword in found:
-            continue
-        packed = name == b"zTXt"
-        if packed:
-            rest = rest[1:]  # the method, which is always deflate
-        elif name == b"iTXt":
-            packed, rest = rest[:1] == b"\1", rest[2:].partition(b"\0")[2].partition(b"\0")[2]
-        if packed:
-            try:
-                unpack = zlib.decompressobj()
-                rest = unpack.decompress(rest, _MOST)
-                if not unpack.eof:
-                    continue
-            except zlib.error:
-                continue
-        found[keyword] = decoded(rest)  # Latin-1 by the standard in all but iTXt, and yet often UTF-8
-    return found
+        keyword = content.partition(b"\0")[0][:80].decode("latin-1")
+        if keyword in KEYWORDS and not found.get(keyword):
+            # Latin-1 by the standard in all but iTXt, and yet often UTF-8.
+            found[keyword] = decoded(metadata.unpacked(name, content))
+    return {keyword: text for keyword, text in found.items() if text}
 
 
 KEYWORDS = {
-    "Software", "XML:com.adobe.xmp", "parameters", "prompt", "invokeai_metadata", "sd-metadata", "Dream",
-    "Comment", "Description", "Source",
+    "Software", "AIGC", "parameters", "prompt", "invokeai_metadata", "invokeai_graph", "invokeai_workflow",
+    "sd-metadata", "Dream", "Comment", "Description", "Source", "fooocus_scheme",
+    # Easy Diffusion writes each setting as a text of its own, under one name or another.
+    "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "sampler_name", "use_stable_diffusion_model",
+    "Prompt", "Negative Prompt", "Seed", "Steps", "Guidance Scale", "Sampler", "Stable Diffusion model",
 }  # fmt: skip
 """Keywords of PNG text chunks that say something of a picture's origin."""
