@@ -17,7 +17,7 @@ from components.stage import StageError
 def seen(place: Place) -> str:
     """Changes whenever a file in it does."""
     root = Path(place.where).expanduser()
-    digest = hashlib.sha256(str(root.resolve()).encode())
+    digest = hashlib.sha256(str(root).encode())  # a relative one stays the same where the project was moved
     for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
         try:
             status = path.stat()
