@@ -53,7 +53,7 @@ def items(path: Path, name: str, place: Place) -> Iterator[Item]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = str(error).splitlines()[0]
-        raise StageError(f"{path}: damaged ({reason}); remove it and run the same command again") from None
+        raise StageError(f"{path}: damaged ({reason}); put a whole copy there and run the same command again") from None
 
 
 class _Labels:
