@@ -2,7 +2,12 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run test lint lock audit sbom bench clean
+# The programs of a virtual environment hold its path: after a move they don't start, and those of a copy run the
+# original's code. One that was made elsewhere, by its own account, is made anew.
+MOVED := $(shell made=$$(grep '^command = ' .venv/pyvenv.cfg 2>/dev/null) && \
+	case "$$made" in (*" $$(cd .venv && pwd -P)") ;; (*) echo moved ;; esac)
+
+.PHONY: run test lint lock audit sbom bench clean $(if $(MOVED),.venv/.ready)
 
 run: .venv/.ready
 	$(BIN)/trueframe run
@@ -37,7 +42,7 @@ sbom: .venv/.ready
 	set -e; $(foreach lock,$(LOCKS),$(BIN)/cyclonedx-py requirements $(lock) -o $(subst requirements,sbom,$(lock:.lock=.json));)
 
 .venv/.ready: requirements.lock pyproject.toml
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv$(if $(MOVED), --clear) .venv
 	$(BIN)/python -m pip install -q uv
 	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .

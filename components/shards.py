@@ -268,19 +268,19 @@ def _opened(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
             if missing:
                 raise StageError(
                     f"{path}: column {', '.join(sorted(missing))} is missing; a shard has {', '.join(schema.names)}. "
-                    "Remove the file and ingest its source again"
+                    "Move the file away and ingest its source again"
                 )
             wrong = [f.name for f in schema if not file.schema_arrow.field(f.name).type.equals(f.type)]
             if wrong:
                 raise StageError(f"{path}: column {wrong[0]} is not of type {schema.field(wrong[0]).type}")
             yield file
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, OSError) and error.errno is not None:  # not there, or not to be read now
             raise
         reason = str(error).splitlines()[0]
         raise StageError(
             f"{path}: damaged ({reason}); restore it with `dvc checkout data.dvc --force` or `dvc pull`, "
-            "or remove it and ingest its source again"
+            "or move it away and ingest its source again"
         ) from None
 
 

@@ -108,6 +108,19 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def apart(folder: Path) -> None:
+    """Remove the links to DVC's cache among the outputs of an earlier run, which would be written through.
+
+    DVC does so itself before it runs a stage; whoever runs one by hand relies on this.
+
+    Args:
+        folder: of outputs that are about to be written anew.
+    """
+    for path in folder.rglob("*"):
+        if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
+            path.unlink()
+
+
 def _end_with(parent: int, flow: str | None) -> None:
     while os.getppid() == parent and (flow is None or _lives(int(flow))):
         time.sleep(0.5)

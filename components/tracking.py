@@ -1,16 +1,21 @@
 """MLflow: where it is, and the tags by which a model can be traced back to its data."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import yaml
 
@@ -20,6 +25,18 @@ EXPERIMENT = "trueframe"
 COMMIT = "TRUEFRAME_COMMIT"
 """The variable by which an image, which has no repository, knows the commit it was built from."""
 _CODE = ("components", "dvc.yaml")
+_STORE = "sqlite:///mlflow.db"
+"""MLflow's own choice. Where nothing is set, it escapes the folder's name in it, which SQLite takes literally."""
+_FOLDER = "trueframe.folder"
+"""The tag of the experiment that holds the folder in which the store stood last."""
+_PLACES = (
+    "experiments.artifact_location",
+    "runs.artifact_uri",
+    "logged_models.artifact_location",
+    "model_versions.source",
+    "model_versions.storage_location",
+)
+"""The columns in which MLflow keeps where files are, as absolute paths or URIs."""
 _OUTAGES = ("ABORTED", "DEADLINE_EXCEEDED", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
 
 
@@ -27,7 +44,8 @@ def connect() -> Any:
     """Set MLflow up and return the `mlflow` module.
 
     The store is MLflow's own choice: what MLFLOW_TRACKING_URI says, `mlflow.db` in this folder otherwise. A new
-    database gets its tables under a lock, since several processes may come first.
+    database gets its tables under a lock, since several processes may come first. One that came here with its folder
+    names its files by their new paths from now on.
 
     Raises:
         StageError: the store can't be reached.
@@ -40,15 +58,18 @@ def connect() -> Any:
     from mlflow.exceptions import MlflowException
 
     uri = mlflow.get_tracking_uri()
+    if uri.startswith("sqlite:") and not mlflow.is_tracking_uri_set():
+        mlflow.set_tracking_uri(uri := _STORE)
     try:
         _reach(uri)
-        if uri.startswith("sqlite:///"):
-            with Path(uri.removeprefix("sqlite:///") + ".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                mlflow.set_experiment(EXPERIMENT)
-        else:
-            mlflow.set_experiment(EXPERIMENT)
-    except (MlflowException, OSError) as error:
+        database = _database(uri)
+        with _alone(database) if database else contextlib.nullcontext():
+            if database and not database.exists():
+                _begin(uri)
+            experiment = mlflow.set_experiment(EXPERIMENT)
+            if database:
+                _settle(database, experiment)
+    except (MlflowException, OSError, sqlite3.Error) as error:
         if denied := refused(error):
             raise StageError(f"the MLflow store {shown(uri)} can't be used: {denied}") from None
         reason = line(error).replace(uri, shown(uri))
@@ -56,6 +77,122 @@ def connect() -> Any:
             f"the MLflow store {shown(uri)} can't be used ({reason}); start it, or correct MLFLOW_TRACKING_URI"
         ) from None
     return mlflow
+
+
+def _database(uri: str) -> Path | None:
+    """The file of a store in SQLite."""
+    from sqlalchemy.engine import make_url
+
+    if not uri.startswith("sqlite"):
+        return None
+    name = make_url(uri).database
+    return Path(name) if name and name != ":memory:" else None
+
+
+def _begin(uri: str) -> None:
+    """Make a store's tables. MLflow's own first step writes a bare path into a statement, which a quote in it ends."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(uri, (Path.cwd() / "mlruns").as_uri())
+
+
+@contextlib.contextmanager
+def _alone(database: Path) -> Iterator[None]:
+    """Hold the lock of a database; what can only be read here has none, for nobody writes it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context(Path(f"{database}.lock").open("w"))
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES) or not database.exists():
+                raise
+        else:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _settle(database: Path, experiment: Any) -> None:
+    """Let a store name the files in this folder where they are, after both were moved or copied together.
+
+    What was put elsewhere on purpose, on S3 or another disk, stays as it is.
+
+    Raises:
+        StageError: it would have to, and can't be written.
+    """
+    here = Path.cwd()
+    location = experiment.artifact_location
+    beside = database.resolve().parent == here  # a store elsewhere may be that of several folders
+    known = experiment.tags.get(_FOLDER) if beside else str(here)
+    before = Path(known or _stood(location, here))
+    if known == str(here) and location == _moved(location, here, here):
+        return
+    moved = before != here and not (before.exists() and before.samefile(here))
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as store:
+            store.execute("BEGIN IMMEDIATE")  # whoever reads meanwhile sees all of it or nothing
+            n_changed = 0
+            for column in _PLACES:
+                table, _, name = column.partition(".")
+                rows = store.execute(f"SELECT rowid, {name} FROM {table} WHERE {name} IS NOT NULL").fetchall()
+                changed = [
+                    (new, row)
+                    for row, old in rows
+                    if (new := _moved(old, before, here)) != old
+                    and (table == "experiments" or not _stayed(old, new, before))  # what is to come goes here
+                ]
+                store.executemany(f"UPDATE {table} SET {name} = ? WHERE rowid = ?", changed)
+                n_changed += len(changed)
+            tag = (_FOLDER, str(here), experiment.experiment_id)
+            if beside:
+                store.execute(
+                    "INSERT OR REPLACE INTO experiment_tags (key, value, experiment_id) VALUES (?, ?, ?)", tag
+                )
+            store.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        if "readonly" not in str(error):
+            raise
+        if moved:
+            raise StageError(
+                f"{database}: its folder stood in {before} before, and what it says of its files can't be put right, "
+                "since it can't be written here; make a copy of the folder where you may write, and work there"
+            ) from None
+        return
+    if moved and n_changed:
+        print(f"this folder stood in {before} before; MLflow's store now names its files here", file=sys.stderr)
+
+
+def _stood(location: str, here: Path) -> Path:
+    """Where a store without the tag stood: where its experiment's files were to go, if they are here now."""
+    path = _path(location)
+    if path is None or path.parent.name != "mlruns":
+        return here
+    before = path.parents[1]
+    return before if Path("mlruns", path.name).exists() or (before / "mlflow.db").exists() else here
+
+
+def _moved(location: str, before: Path, here: Path) -> str:
+    """An artifact location after its folder was moved; one that isn't in there as it is."""
+    path = _path(location)
+    folder = next((folder for folder in (before, here) if path and path.is_relative_to(folder / "mlruns")), None)
+    if path is None or folder is None:
+        return location
+    new = here / path.relative_to(folder)
+    uri = new.as_uri()
+    # MLflow unescapes a bare path too, so only one with nothing to escape means the same in both ways.
+    return str(new) if uri == f"file://{new}" else uri
+
+
+def _stayed(location: str, new: str, before: Path) -> bool:
+    """Whether files are still in the old place, and nowhere else: the database was moved without them."""
+    old, here = _path(location), _path(new)
+    return bool(old and here and old.exists() and not here.exists()) and not (before / "mlflow.db").exists()
+
+
+def _path(location: str) -> Path | None:
+    """The path of an artifact location, where it is one, as it was meant: MLflow writes bare ones unescaped."""
+    if location.startswith("file:"):
+        parts = urlsplit(location)
+        return None if parts.netloc else Path(url2pathname(parts.path))
+    return Path(location) if location.startswith("/") else None
 
 
 def shown(text: str) -> str:

@@ -61,7 +61,9 @@ def sources() -> None:
     """The catalogue, and what of it is here."""
     from components.ingest import catalogue, summary
     from components.params import load
+    from flows import commands
 
+    commands.mend()
     known = catalogue.load()
     here = summary(Path("data")).set_index("source")
     used = load().ingest.sources
@@ -94,7 +96,7 @@ def ingest(
     """Bring a source's images in, and use it from now on."""
     from components import ingest as stage
     from components.params import Source, load
-    from flows import locks, settings, versions
+    from flows import commands, locks, settings, versions
 
     said = {
         "from": _place(from_) if from_ else None,
@@ -105,6 +107,7 @@ def ingest(
     }
     # A run's version would be said to be of data that it never saw.
     with locks.only_run(Path("artifacts")):
+        commands.mend()
         section = load().ingest
         source = stage.with_words(section.sources.get(name, Source()), said)
         print(stage.summarised(name, stage.ingest(name, source, section, Path("data"), Path("artifacts/ingest"))))
@@ -131,16 +134,17 @@ def forget(
     """Remove images for good: from the shards, the arrays and the index, and from every later version of the data."""
     from components.ingest import forget as removal
     from components.preprocess import forget as arrays
-    from flows import locks, versions
+    from flows import commands, locks, versions
 
     with locks.only_run(Path("artifacts")):
+        commands.mend()
         removed = removal.forget(Path("data"), Path("artifacts/ingest"), sha256 or [], origin, source, reason)
         arrays.forget(Path("data"), Path("artifacts/arrays"), Path("artifacts/index.parquet"), removed)
         versions.version()
     print(
         f"{removed.images:,} images removed; data/forgotten.json names them, and they don't come back. Earlier "
         "versions of the data still hold them: `dvc gc --workspace` (and `--cloud`) removes what no version in use "
-        "needs"
+        "needs; where other folders share the cache, `--projects` names them, or theirs goes too"
     )
     print(VERSIONED)
 
@@ -513,7 +517,17 @@ def main() -> None:
     """The entry point: from the project's folder, with one line for every failure that a person can act on."""
     with one_line():
         os.chdir(_root())
+        _own_environment()
         app()
+
+
+def _own_environment() -> None:
+    """See that this program and its Python are of one virtual environment, which those of a copied folder aren't."""
+    environment = (START / sys.argv[0]).parent.parent
+    if (environment / "pyvenv.cfg").exists() and not environment.samefile(sys.prefix):
+        raise StageError(
+            f"{environment} is a copy of {sys.prefix}, and would run the code there; `make .venv/.ready` makes it anew"
+        )
 
 
 def _root() -> Path:
@@ -527,11 +541,17 @@ def _from_start(path: Path) -> Path:
 
 
 def _place(where: str) -> str:
-    """A source's place with its path, if it has one, made absolute."""
+    """A source's place with its path, if it has one, as it is known from the project's folder."""
     scheme, colon, rest = where.partition(":")
     if colon and scheme in ("web", "feedback") and "://" not in where:
-        return f"{scheme}:{_from_start(Path(rest).expanduser()).resolve()}"
-    return where if "://" in where else str(_from_start(Path(where).expanduser()).resolve())
+        return f"{scheme}:{_kept(rest)}"
+    return where if "://" in where else _kept(where)
+
+
+def _kept(where: str) -> str:
+    """A path that settings keep: absolute, or relative if it is in the project's folder, which may be moved."""
+    path = _from_start(Path(where).expanduser()).resolve()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _prepare_flow() -> None:

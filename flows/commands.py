@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from components.stage import FLOW_PID
+from components.stage import FLOW_PID, replace
 
 # TensorFlow's libraries report on their own workings in this form, whatever the log level.
 _CHATTER = re.compile(
@@ -121,14 +121,28 @@ def stale(*names: str) -> bool:
 
 
 def mend() -> None:
-    """Remove DVC's list of who works on what where a full disk cut it off, or DVC would refuse to start."""
+    """Put right what would keep DVC, or a stage, from the files that are here.
+
+    A full disk may have cut off DVC's list of who works on what, which it then can't read. Links into DVC's cache hold
+    its absolute path, and lead to the old place, or nowhere, once the cache was moved or copied with its folder.
+    """
     file = Path(".dvc/tmp/rwlock")
     try:
         json.loads(file.read_text())
     except FileNotFoundError:
-        return
+        pass
     except ValueError:
         file.unlink()
+    links = [p for folder in ("data", "artifacts") for p in Path(folder).rglob("*") if p.is_symlink()]
+    if not links:
+        return
+    answer = subprocess.run(dvc("cache", "dir"), env=environment(), capture_output=True, text=True)
+    cache = Path(answer.stdout.rstrip("\n"))
+    for link in links:
+        target = link.readlink()
+        cached = cache.joinpath(*target.parts[-4:])  # files/md5/ab/cdef…
+        if target.parts[-4:-2] == ("files", "md5") and target != cached and cached.is_file():
+            replace(link, lambda path, cached=cached: path.symlink_to(cached))  # type: ignore[misc]
 
 
 def remotes() -> bool:

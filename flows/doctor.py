@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
 from components import params, tracking
-from components.stage import StageError
+from components.stage import StageError, refused
 from flows import commands
 
 
@@ -35,6 +35,10 @@ def examine() -> Iterator[Finding]:
             yield Finding(what, True, look())
         except (StageError, OSError) as error:
             yield Finding(what, False, str(error))
+        except Exception as error:
+            if not tracking.is_trouble(error):
+                raise
+            yield Finding(what, False, refused(error) or tracking.line(error))
 
 
 def _versions() -> str:
@@ -84,6 +88,19 @@ def _mlflow() -> str:
     except Exception as error:
         raise StageError(f"{said}, but not its artifacts' store ({tracking.line(error)})") from None
     return f"{said}; artifacts go through it"
+
+
+def _champion() -> str:
+    from flows import answering
+
+    number = answering.champion()
+    if number is None:
+        return "none yet; `trueframe run` trains one"
+    from components.register.registry import Registry
+
+    registry = Registry(params.load().register_.model)
+    registry.look(number)
+    return f"{registry.name} version {number}, and its files are there"
 
 
 def _prefect() -> str:
@@ -214,6 +231,7 @@ _LOOKS: dict[str, Callable[[], str]] = {
     "device": _device,
     "data": _data,
     "MLflow": _mlflow,
+    "champion": _champion,
     "Prefect": _prefect,
     "gateway": _gateway,
     "DVC remote": _remote,

@@ -20,6 +20,7 @@ import yaml
 from components import params, store
 from components.params import Kubeflow, Resources
 from components.stage import StageError
+from flows import commands
 
 NAME = "trueframe-retrain"
 _BACKOFF = "30s"
@@ -321,6 +322,7 @@ def push(settings: Kubeflow) -> str:
         StageError: no store is named, it can't be reached, or there is no data here.
     """
     root = _root(settings)
+    commands.mend()
     here = [path for path in _STATE if path == "data" or Path(path).exists()]  # who pulled the data has no receipts
     stored = {path: store.put(Path(path), root) for path in here}
     for path, uri in stored.items():

@@ -112,6 +112,7 @@ def monitor(here: bool = False, hours: float | None = None) -> State[Any]:
     try:
         settings = params.load()
         with limits.in_time(hours), locks.only_run(FOLDER):
+            commands.mend()
             state = look(return_state=True)
             if not state.is_completed():
                 return Failed(message=state.message)

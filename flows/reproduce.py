@@ -64,7 +64,7 @@ def reproduce(registry: Registry, number: str) -> list[Row]:
         with _worktree(commit, Path(scratch, "code")) as folder:
             (folder / "params.yaml").write_text((lineage / "params.yaml").read_text())
             (folder / "dvc.lock").unlink(missing_ok=True)  # nothing is to be taken from the cache
-            _data(folder, version, name)
+            _data(folder, Path(scratch, "cache"), version, name)
             train = params.load(folder / "params.yaml").train
             candidate = version.tags["candidate"]
             target = f"{'ensemble' if candidate in train.ensembles else 'evaluate'}@{candidate}"
@@ -154,12 +154,12 @@ def _worktree(commit: str, where: Path) -> Iterator[Path]:
     if added.returncode:
         raise StageError(f"git can't check {commit} out: {added.stderr.strip().splitlines()[-1]}")
     try:
-        yield where / _git("rev-parse", "--show-prefix").stdout.strip()
+        yield where / _git("rev-parse", "--show-prefix").stdout.rstrip("\n")
     finally:
         _git("worktree", "remove", "--force", str(where))
 
 
-def _data(folder: Path, version: Version, name: str) -> None:
+def _data(folder: Path, cache: Path, version: Version, name: str) -> None:
     """The recorded version of the data, from this folder's DVC cache, or from its remote."""
     md5 = version.tags.get("data_md5")
     if not md5:
@@ -172,7 +172,8 @@ def _data(folder: Path, version: Version, name: str) -> None:
     remote = commands.remotes()
     try:
         commands.run(commands.dvc("cache", "dir"), said.append)
-        for step in (("cache", "dir", "--local", said[-1]), ("pull" if remote else "checkout", "data.dvc")):
+        cache.symlink_to(said[-1])  # DVC's settings can't hold a path with letters outside of ASCII
+        for step in (("cache", "dir", "--local", str(cache)), ("pull" if remote else "checkout", "data.dvc")):
             commands.run(commands.dvc("--cd", str(folder), *step), said.append)
     except commands.CommandFailed as error:
         where = "on the DVC remote" if remote else "in the DVC cache, and no remote is configured"

@@ -94,7 +94,6 @@ def retrain(hours: float | None = None) -> State[Any]:
     """Ingest, version, push, validate, preprocess, train, evaluate, register, share; in so many hours at most."""
     try:
         with limits.bounded(hours):
-            commands.mend()
             return _steps(params.load().train)
     except StageError as error:
         return limits.failed(error)
@@ -106,6 +105,7 @@ def prepare() -> tuple[State[Any] | None, bool]:
     Returns:
         The state of the step that failed, or None; and whether any stage was stale.
     """
+    commands.mend()
     for step in (ingest, version, push):
         state = step(return_state=True)
         if not state.is_completed():

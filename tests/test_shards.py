@@ -137,7 +137,7 @@ def test_a_flipped_byte_in_an_image_is_found(data: Path, rows: list[dict[str, An
         list(shards.files(path))
     message = str(caught.value)
     assert message.startswith(f"{path}: damaged (")
-    assert "dvc checkout data.dvc --force" in message and "remove it and ingest its source again" in message
+    assert "dvc checkout data.dvc --force" in message and "move it away and ingest its source again" in message
     assert "\n" not in message
 
 

@@ -87,6 +87,7 @@ def evaluate(
     result["robustness"] = _robustness(after, decision, settings)
 
     out.mkdir(parents=True, exist_ok=True)
+    stage.apart(out)
     pictures = {
         stem: out / f"{stem}.png" for stem in ("curves", "risk", "scores", "robustness", "mistakes", "examples")
     }

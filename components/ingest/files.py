@@ -20,7 +20,7 @@ from components.stage import StageError
 def seen(place: Place) -> str:
     """Changes whenever a file in it does."""
     root = Path(place.where).expanduser()
-    digest = hashlib.sha256(os.fsencode(root.resolve()))
+    digest = hashlib.sha256(os.fsencode(root))  # a relative one stays the same where the project was moved
     for name, out in folders.walk(root, dotted=place.entry.dotted) if root.is_dir() else [("", None)]:
         try:
             status = (root / name).stat()

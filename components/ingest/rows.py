@@ -59,7 +59,7 @@ def items(path: Path, name: str, place: Place, card: Card = lambda: None) -> Ite
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = str(error).splitlines()[0]
-        raise StageError(f"{path}: damaged ({reason}); remove it and run the same command again") from None
+        raise StageError(f"{path}: damaged ({reason}); put a whole copy there and run the same command again") from None
 
 
 def _columns(columns: Columns, entry: Entry) -> list[str]:

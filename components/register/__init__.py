@@ -42,6 +42,8 @@ _DECISION = "gate"
 _AGAINST = "gate_against"
 _RULES = "gate_rules"
 _SIZE = "network_bytes"
+_BESIDE = {"decision": "decision.json", "familiar": "familiar.npz", "card": "model_card.md"}
+"""What a detector consists of beside its network, by the names that MLflow's model has for them."""
 _ROUNDS = 15  # of one image through both detectors
 _AT_ONCE = 8  # degraded pictures held in memory
 _MOST = 2000  # test images that a reference detector is asked about
@@ -92,6 +94,10 @@ def register(names: list[str], settings: Register, inputs: Inputs, out: Path) ->
     if winner is not None:
         identity = _identity(inputs, winner)
         version = _known(registry, identity)
+        if version is not None and _is_gone(registry, version):
+            reasons.append(f"no file of version {version.number}, the same network, is left, so it is registered again")
+            registry.tag(version.number, _IDENTITY, f"{identity} (no file is left)")
+            version = None
         if version is None:
             _create(registry, winner, scores[winner], identity, inputs)
             version = _known(registry, identity)
@@ -160,6 +166,14 @@ def _known(registry: Registry, identity: str) -> Version | None:
     return same[0] if same else None
 
 
+def _is_gone(registry: Registry, version: Version) -> bool:
+    try:
+        registry.look(version.number)
+    except Gone:
+        return True
+    return False
+
+
 def _rules(version: Version) -> list[gate.Rule]:
     """What the gate said of a version."""
     return [gate.Rule(**rule) for rule in json.loads(version.tags.get(_RULES, "[]"))]
@@ -187,12 +201,10 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message=".*[Ii]nput example.*")
-        files = {
-            "network": _gathered(_networks(inputs, name), Path(scratch)),
-            "decision": inputs.evaluations / name / "decision.json",
-            "familiar": inputs.evaluations / name / "familiar.npz",
-            "card": card,
-        }
+        # Copies, since DVC may keep a link to its cache at each path, and MLflow refuses what leads elsewhere.
+        files = {"network": _gathered(_networks(inputs, name), Path(scratch))}
+        for key, file in _BESIDE.items():
+            files[key] = Path(shutil.copyfile(inputs.evaluations / name / file, Path(scratch, file)))
         sums = integrity.sums(_each(files.values()))
         files["sums"] = Path(scratch, integrity.NAME)
         files["sums"].write_text(sums)
@@ -235,13 +247,14 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
 
 
 def _gathered(networks: dict[str, Path], folder: Path) -> Path:
-    """The one network's file, or a folder with those of all members."""
+    """A copy of the one network's file, or a folder with those of all members."""
     if len(networks) == 1:
-        return next(iter(networks.values()))
+        [file] = networks.values()
+        return Path(shutil.copyfile(file, folder / file.name))
     together = folder / "networks"
     together.mkdir()
     for name, file in networks.items():
-        shutil.copy(file, together / f"{name}.keras")
+        shutil.copyfile(file, together / f"{name}.keras")
     return together
 
 

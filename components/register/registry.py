@@ -6,6 +6,7 @@ is noted at the next look.
 """
 
 import contextlib
+import errno
 import getpass
 import hashlib
 import json
@@ -220,6 +221,20 @@ class Registry:
             except (self.mlflow.exceptions.MlflowException, OSError, KeyError, ValueError) as error:
                 raise self._unusable(number, error) from None
 
+    def look(self, number: str) -> None:
+        """See that a version's files are there, without fetching them.
+
+        Raises:
+            StageError: the store fails.
+            Gone: none of them is there.
+        """
+        try:
+            found = self.mlflow.artifacts.list_artifacts(artifact_uri=f"models:/{self.name}/{number}")
+        except (self.mlflow.exceptions.MlflowException, OSError) as error:
+            raise self._unusable(number, error) from None
+        if not found:
+            raise self._unusable(number, FileNotFoundError("no file of it is there"))
+
     def fetch(self, number: str, folder: Path) -> Path:
         """Copy a version's files, and see that they are those that were registered. Nothing of them is run.
 
@@ -266,12 +281,15 @@ class Registry:
     def _unusable(self, number: str, error: Exception) -> StageError:
         if tracking.is_outage(error):
             return StageError(tracking.trouble(error))
-        if isinstance(error, OSError) and stage.is_full(error):  # this machine's, which says nothing of the version
-            return StageError(stage.describe(error))
+        if reason := stage.refused(error):
+            return StageError(reason)
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR):
+            return StageError(stage.describe(error))  # a full disk, or no right to read, says nothing of the version
+        place = tracking.shown(self.client.get_model_version_download_uri(self.name, number))
         return Gone(
-            f"{self.name} version {number} can't be loaded ({tracking.line(error)}); its artifacts are gone or "
-            "damaged. `trueframe rollback` goes to the champion before; once the version is deleted in the MLflow "
-            "UI, the next `trueframe run` registers its network again"
+            f"{self.name} version {number} can't be loaded ({tracking.line(error)}); its files are gone or damaged. "
+            f"Put them back into {place} from a copy. Without one, `trueframe rollback` goes to the champion before; "
+            "where no file is left, the next `trueframe run` registers its network again"
         )
 
     def _note(self, events: list[Event], version: str, how: How, reason: str) -> None:

@@ -349,6 +349,7 @@ def _log_data(mlflow: Any, index: pd.DataFrame) -> None:
 
 
 def _write(out: Path, network: Any, state: State) -> None:
+    stage.apart(out)
     stage.replace(out / NETWORK, network.save)
     history = pd.DataFrame(state.history)
     history.insert(0, "epoch", range(1, len(history) + 1))

@@ -131,7 +131,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, jpeg: Callable[..., bytes], dam
     with pytest.raises(StageError) as caught:
         list(rows.items(path, "data/0.parquet", place(tmp_path)))
     assert str(caught.value).startswith(f"{path}: damaged (")
-    assert str(caught.value).endswith("; remove it and run the same command again")
+    assert str(caught.value).endswith("; put a whole copy there and run the same command again")
 
 
 def test_a_file_that_is_not_there_stays_an_error_of_the_system(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from components.networks.familiarity import Familiarity
 from components.networks.inference import Scorer
 from components.params import Register
 from components.register import LINEAGE, Inputs, _Champion, register
-from components.register.registry import Registry
+from components.register.registry import Gone, Registry
 from components.stage import StageError
 
 SETTINGS = Register(min_scores={"balanced_accuracy": 0.6}, policy="automatic")
@@ -117,6 +119,46 @@ def test_a_registration_that_was_killed_is_finished(inputs: Inputs, monkeypatch:
     finished = run(inputs, "a", model="killed")
     assert (finished["decision"], finished["version"]) == ("champion", "1")
     assert finished["aliases"]["champion"] == "1"
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_outputs_that_are_links_into_dvcs_cache_are_registered(
+    inputs: Inputs, tmp_path: Path, link: Callable[[Path, Path], None]
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    candidate(inputs, "linked", 0.8, 23)
+    files = [p for folder in (inputs.models, inputs.evaluations) for p in folder.rglob("*") if p.is_file()]
+    for number, file in enumerate(files):
+        file.chmod(0o444)
+        link(file.rename(cache / str(number)), file)
+    before = {path: (path.read_bytes(), path.stat().st_mode) for path in cache.iterdir()}
+    result = run(inputs, "linked", model=f"linked-{link.__name__}")
+    fetched = Registry(result["model_name"]).fetch("1", tmp_path / "fetched")
+    stored = (fetched / "artifacts/network.keras").read_bytes()
+    assert stored == (inputs.models / "linked/network.keras").read_bytes()
+    assert {path: (path.read_bytes(), path.stat().st_mode) for path in cache.iterdir()} == before
+
+
+def test_a_version_without_files_is_said_and_registered_again(inputs: Inputs, tmp_path: Path) -> None:
+    candidate(inputs, "lost", 0.8, 24)
+    run(inputs, "lost", model="lost")
+    registry = Registry("lost")
+    registry.look("1")
+    place = Path(registry.client.get_model_version_download_uri("lost", "1"))
+    kept = place.rename(tmp_path / "kept")
+    with pytest.raises(Gone, match=f"Put them back into {place} from a copy") as caught:
+        registry.look("1")
+    assert "delete" not in str(caught.value) and "remove" not in str(caught.value)
+    again = run(inputs, "lost", model="lost")
+    assert (again["decision"], again["version"]) == ("challenger", "2") and "no file of version 1" in again["reasons"][
+        1
+    ]
+    assert [v.aliases for v in registry.versions()] == [["challenger"], ["champion"]], "nothing is lost"
+    registry.look("2")
+    assert run(inputs, "lost", model="lost")["version"] == "2"
+    kept.rename(place)
+    registry.load("1")  # as it was
 
 
 def test_scores_below_the_minimum_register_nothing(inputs: Inputs) -> None:
