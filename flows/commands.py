@@ -1,6 +1,7 @@
 """The stages' own commands, and DVC's, as subprocesses whose lines go where the caller wants them."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from components.stage import FLOW_PID
+from flows import dvc as dvc_
 
 # TensorFlow's libraries report on their own workings in this form, whatever the log level.
 _CHATTER = re.compile(
@@ -120,17 +122,6 @@ def stale(*names: str) -> bool:
         return True
 
 
-def mend() -> None:
-    """Remove DVC's list of who works on what where a full disk cut it off, or DVC would refuse to start."""
-    file = Path(".dvc/tmp/rwlock")
-    try:
-        json.loads(file.read_text())
-    except FileNotFoundError:
-        return
-    except ValueError:
-        file.unlink()
-
-
 def remotes() -> bool:
     """Whether a DVC remote is configured."""
     answer = subprocess.run(dvc("remote", "list"), env=environment(), capture_output=True, text=True)
@@ -147,11 +138,15 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _reason(lines: list[str], command: list[str], code: int) -> str:
-    """The stage's own error line where there is one; DVC's otherwise."""
+    """The stage's own error line where there is one; DVC's, which may go on over several lines, otherwise."""
     for line in lines:
         if line.startswith("error: "):
             return line.removeprefix("error: ")
-    for line in reversed(lines):
-        if line.startswith("ERROR: "):
-            return line.removeprefix("ERROR: ")
+    for number in reversed(range(len(lines))):
+        if lines[number].startswith("ERROR: "):
+            rest = itertools.takewhile(lambda line: not line.startswith(("WARNING: ", "ERROR: ")), lines[number + 1 :])
+            return dvc_.told(" ".join([lines[number].removeprefix("ERROR: "), *rest]))
+    for number, line in enumerate(lines):
+        if re.search(r"^'.+' (validation failed|is invalid)", line):  # the lines of the file, which follow, have a rule
+            return " ".join(said for said in lines[number:] if "│" not in said)[:500]
     return lines[-1] if lines else f"{' '.join(command[1:])} ended with code {code}"

@@ -14,7 +14,7 @@ from prefect.states import Completed, Failed
 from components import params
 from components.register import gate
 from components.stage import StageError
-from flows import commands, doctor, limits
+from flows import commands, doctor, dvc, limits
 
 SOLO = ("validate", "preprocess")
 EACH = ("train", "evaluate")
@@ -94,7 +94,6 @@ def retrain(hours: float | None = None) -> State[Any]:
     """Ingest, version, push, validate, preprocess, train, evaluate, register, share; in so many hours at most."""
     try:
         with limits.bounded(hours):
-            commands.mend()
             return _steps(params.load().train)
     except StageError as error:
         return limits.failed(error)
@@ -106,6 +105,7 @@ def prepare() -> tuple[State[Any] | None, bool]:
     Returns:
         The state of the step that failed, or None; and whether any stage was stale.
     """
+    dvc.mend()
     for step in (ingest, version, push):
         state = step(return_state=True)
         if not state.is_completed():
