@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 import sys
 import threading
 import time
@@ -31,24 +32,24 @@ def main(stage: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def one_line() -> Iterator[None]:
-    """End the process with one line on stderr for every failure that a person can act on."""
+def one_line(code: int = 1) -> Iterator[None]:
+    """End the process with one line on stderr for every failure that a person can act on, and with this exit code."""
     try:
-        yield
-    except StageError as error:
-        fail(str(error))
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        fail("interrupted")
+        fail("interrupted", code)
+    except BrokenPipeError:  # who read the output wants no more of it, as `head`; nor does Python when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except Exception as error:
-        from components import tracking
+        from components import troubles
 
-        if isinstance(error, OSError) and error.errno is not None:
-            fail(describe(error))
-        if reason := refused(error):
-            fail(reason)
-        if not tracking.is_trouble(error):
-            raise
-        fail(tracking.trouble(error))
+        if reason := troubles.told(error):
+            fail(reason, code)
+        raise
 
 
 def refused(error: Exception) -> str | None:
@@ -80,7 +81,20 @@ def describe(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     if is_full(error):
         return f"{where}disk full; nothing half-written was kept. Free some space and run the same command again"
-    return f"{where}{error.strerror}"
+    if error.filename is None:
+        return (
+            f"a connection failed ({error.strerror}); see that the other end is there, and run the same command again"
+        )
+    match error:
+        case PermissionError():
+            way = "; this user may not do that: `ls -ld` says who may"
+        case IsADirectoryError():
+            way = "; a file belongs there, move the folder away"
+        case NotADirectoryError() | FileExistsError():
+            way = "; a folder belongs there, move the file away"
+        case _:
+            way = ""
+    return f"{where}{error.strerror}{way}"
 
 
 def is_full(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import subprocess
@@ -11,10 +12,13 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
+from components import troubles
 from components.stage import StageError, refused
+from components.troubles import line, shown
 
 EXPERIMENT = "trueframe"
 COMMIT = "TRUEFRAME_COMMIT"
@@ -39,6 +43,8 @@ def connect() -> Any:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints what it then raises
+
     uri = mlflow.get_tracking_uri()
     try:
         _reach(uri)
@@ -48,25 +54,36 @@ def connect() -> Any:
                 mlflow.set_experiment(EXPERIMENT)
         else:
             mlflow.set_experiment(EXPERIMENT)
-    except (MlflowException, OSError) as error:
-        if denied := refused(error):
-            raise StageError(f"the MLflow store {shown(uri)} can't be used: {denied}") from None
-        reason = line(error).replace(uri, shown(uri))
-        raise StageError(
-            f"the MLflow store {shown(uri)} can't be used ({reason}); start it, or correct MLFLOW_TRACKING_URI"
-        ) from None
+    except Exception as error:
+        if not (isinstance(error, MlflowException | ImportError | OSError) or troubles.told(error)):
+            raise
+        raise StageError(f"the MLflow store {shown(uri)} can't be used{_because(uri, error)}") from None
     return mlflow
 
 
-def shown(text: str) -> str:
-    """An address, or a text with addresses, as it may be printed: without the passwords in it."""
-    return re.sub(r"://([^/\s:@]*):[^/\s]*@", r"://\1:…@", text)
+def _because(uri: str, error: Exception) -> str:
+    """Why a store can't be used, and what to do."""
+    if denied := refused(error):
+        return f": {denied}"
+    said = str(error)
+    if isinstance(error, ImportError):
+        return f" ({line(error)}); `pip install -e '.[shared]'` brings PostgreSQL's driver, others have their own"
+    if found := re.search(r"found version (\w+), but expected (\w+)", said):
+        migrations = Path(str(sys.modules["mlflow"].__file__)).parent / "store/db_migrations/versions"
+        if any(migrations.glob(f"{found[1]}*.py")):
+            return f": an older MLflow made its tables; make a copy of it, then `mlflow db upgrade {shown(uri)}`"
+        return f" (its tables are of version {found[1]}, this MLflow's of {found[2]}): {troubles.database(said)}"
+    way = troubles.database(said, _file(uri))
+    return f" ({line(error).replace(uri, shown(uri))}): {way or 'start it, or correct MLFLOW_TRACKING_URI'}"
 
 
-def line(error: Exception) -> str:
-    """What an error says first, without the password that may stand in an address, and without SQLAlchemy's preface."""
-    lines = [text for text in str(error).strip().splitlines() if not text.startswith("(raised as a result of")]
-    return shown(lines[0])[:300] if lines else type(error).__name__
+def _file(uri: str) -> Path | None:
+    """The file of an SQLite store."""
+    if not uri.startswith("sqlite:"):
+        return None
+    import sqlalchemy
+
+    return Path(sqlalchemy.make_url(uri).database or "")
 
 
 def is_trouble(error: Exception) -> bool:
@@ -87,8 +104,9 @@ def trouble(error: Exception) -> str:
     """What MLflow complains about, as one line that says what to do."""
     import mlflow
 
-    uri = shown(mlflow.get_tracking_uri())
-    return f"the MLflow store {uri} fails ({line(error)}); run the same command again once it works: nothing is lost"
+    uri = mlflow.get_tracking_uri()
+    way = troubles.database(str(error), _file(uri)) or "run the same command again once it works: nothing is lost"
+    return f"the MLflow store {shown(uri)} fails ({line(error)}); {way}"
 
 
 def begun() -> bool:
@@ -97,10 +115,21 @@ def begun() -> bool:
 
 
 def _reach(uri: str) -> None:
-    """Ask a server for its health once; MLflow's own client would go on asking for minutes."""
-    if uri.startswith(("http://", "https://")):
+    """Ask a server for its health, or a database for a connection, once; MLflow would go on asking for minutes."""
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme in ("http", "https"):
+        parts = urlsplit(uri)
+        place = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         with contextlib.suppress(urllib.error.HTTPError):  # it answers, if only to refuse
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
+            urllib.request.urlopen(f"{place.rstrip('/')}/health", timeout=10).close()
+    elif scheme in ("postgresql", "mysql") or (scheme == "sqlite" and (file := _file(uri)) and file.exists()):
+        import sqlalchemy
+
+        options = {} if scheme == "sqlite" else {"connect_timeout": 10}
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=options)
+        with engine.connect() as connection:
+            if scheme == "sqlite":  # which reads nothing before it is asked
+                connection.exec_driver_sql("PRAGMA schema_version")
 
 
 def active(mlflow: Any, run_id: str | None) -> str | None:

@@ -288,10 +288,8 @@ def check(
         jobs,
         strict,
     )
-    try:
+    with one_line(checking.ERROR):
         code = checking.run(paths, _from_start, answering.detector, answering.version(version), wanted)
-    except StageError as error:
-        fail(str(error), checking.ERROR)
     raise SystemExit(code)
 
 

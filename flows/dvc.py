@@ -14,15 +14,15 @@ LOCKS = Path(".dvc/tmp")
 
 _MEANINGS = {
     r"'(?P<path>[^']+)' is busy, it is being blocked by: \(PID (?P<pid>\d+)\): (?P<cmd>.*?) If there are no.*": (
-        r"\g<path> is in use by process \g<pid> (\g<cmd>), as .dvc/tmp/rwlock says; wait for it, or end it, and run the "
-        "same command again"
+        r"\g<path> is in use by process \g<pid> (\g<cmd>), as .dvc/tmp/rwlock says; wait for it, or end it, and run "
+        "the same command again"
     ),
     r"database( table)? is locked|^Timeout$": "another process works on DVC's notes of what is in which file ({said}); "
     "run the same command again when it is done",
-    r"file is not a database|database disk image is malformed|Could not open pickled": "DVC's notes of what is in which "
-    "file are damaged ({said}); remove /var/tmp/dvc/repo, or what `dvc config core.site_cache_dir` names: DVC makes "
+    r"file is not a database|database disk image is malformed|Could not open pickled": "DVC's notes of what is in "
+    "which file are damaged ({said}); remove /var/tmp/dvc/repo, or what `dvc config core.site_cache_dir` names: DVC makes "
     "them again",
-    r"exited with (-9|137)$": "{said}: the system killed it, as it does when memory runs out; run the same command again",
+    r"exited with (-9|137)$": "{said}: the system killed it, as it does when memory runs out; run it again",
 }
 
 
@@ -91,14 +91,14 @@ def told(said: str) -> str:
 
 
 def _locked() -> str:
-    """Who holds the lock of the whole folder; the system frees it with the process, unless `core.hardlink_lock` is set."""
+    """Who holds the lock of the whole folder; it ends with its process, unless `core.hardlink_lock` is set."""
     file = LOCKS / "lock"
     try:
         pid = int(file.read_text())
         who = f"process {pid} ({' '.join(psutil.Process(pid).cmdline())})"
     except (OSError, ValueError, psutil.Error):
         return (
-            f"{file}: another DVC command holds it, or one that was killed left it behind; wait for it. If no DVC is at "
-            "work here, on other machines neither, remove the file"
+            f"{file}: another DVC command holds it, or one that was killed left it behind; wait for it. If no DVC is "
+            "at work here, on other machines neither, remove the file"
         )
     return f"{file}: {who} holds it; wait for it, or end it, and run the same command again"

@@ -47,7 +47,7 @@ def generalise(model: str, by: By = "generator", hours: float | None = None) -> 
             raise StageError(f"{INDEX}: not here; `trueframe run` or `dvc repro preprocess` makes it")
         with limits.bounded(hours):
             return _steps(settings, model, by)
-    except StageError as error:
+    except Exception as error:
         return limits.failed(error)
 
 

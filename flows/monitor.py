@@ -27,7 +27,6 @@ from prefect.states import Completed, Failed
 
 from components import params, stage
 from components.params import Monitor
-from components.stage import StageError
 from flows import commands, limits, locks, retrain
 
 FOLDER = Path("artifacts/monitor")
@@ -124,7 +123,7 @@ def monitor(here: bool = False, hours: float | None = None) -> State[Any]:
         if told is None and decided.is_completed():
             return Completed(message=decided.message)
         return Failed(message=f"{told}; {decided.message}" if told else decided.message)
-    except StageError as error:
+    except Exception as error:
         return limits.failed(error)
 
 

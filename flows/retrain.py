@@ -13,7 +13,6 @@ from prefect.states import Completed, Failed
 
 from components import params
 from components.register import gate
-from components.stage import StageError
 from flows import commands, doctor, dvc, limits
 
 SOLO = ("validate", "preprocess")
@@ -95,7 +94,7 @@ def retrain(hours: float | None = None) -> State[Any]:
     try:
         with limits.bounded(hours):
             return _steps(params.load().train)
-    except StageError as error:
+    except Exception as error:
         return limits.failed(error)
 
 

@@ -9,7 +9,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from typing import Any
 
+from components import troubles
 from components.stage import StageError
 from flows import commands
 
@@ -24,9 +26,10 @@ def at_hand() -> None:
     Prefect's own would outlive a kill.
 
     Raises:
-        StageError: it doesn't start.
+        StageError: it doesn't start, or the one that is set can't be used.
     """
-    if configured():
+    if url := configured():
+        reached(url)
         return
     with socket.socket() as probe:
         probe.bind((HOST, 0))
@@ -67,13 +70,41 @@ def use(url: str) -> None:
 
 def answers(url: str) -> bool:
     """Whether a server answers at this address, were it with a refusal."""
+    return _silence(url) is None
+
+
+def _silence(url: str) -> str | None:
+    """Why no server answers at this address; null where one does."""
     try:
         urllib.request.urlopen(f"{url}/health", timeout=5).close()
     except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
+        return None
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
+    return None
+
+
+def reached(url: str) -> list[Any]:
+    """The work pools of the server that is set at this address, whose API answers us.
+
+    Raises:
+        StageError: it doesn't.
+    """
+    server = f"the Prefect server {troubles.shown(url)}"
+    own = "unset PREFECT_API_URL (`prefect config unset PREFECT_API_URL`), so that one is started here"
+    if reason := _silence(url):
+        raise StageError(f"{server} doesn't answer ({reason}); start it (`prefect server start`), or {own}")
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+            return client.read_work_pools()
+    except Exception as error:
+        if "401" in str(error):
+            raise StageError(f"{server} doesn't know us; set PREFECT_API_AUTH_STRING as the server has it") from None
+        said = f"{server} answers, but not as Prefect's API does ({troubles.line(error).partition(' for url')[0]})"
+        raise StageError(f"{said}; see its log, correct PREFECT_API_URL, or {own}") from None
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,6 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from components.stage import StageError
 from flows import commands, limits, retrain, settings
 
 FOLDER = Path("artifacts/tuning")
@@ -34,7 +33,7 @@ def tune(model: str, trials: int | None = None, apply: bool = False, hours: floa
             state = search(model, trials, return_state=True)
             if not state.is_completed():
                 return Failed(message=state.message)
-    except StageError as error:
+    except Exception as error:
         return limits.failed(error)
     best = json.loads((FOLDER / model / "best.json").read_text())
     table = "\n".join(f"| {key} | {value} |" for key, value in best["values"].items())

@@ -126,7 +126,9 @@ def test_what_is_at_work_keeps_its_entry_beside_one_that_is_cleared(repository: 
     assert json.loads((repository / ".dvc/tmp/rwlock").read_text()) == {"read": {"/a": [here]}, "write": {}}
 
 
-@pytest.mark.parametrize("content", [b"", b'{"read": {', b"\0" * 40, b"\xff\xfe", b"[]", b"null", b'{"write": {"/a": 1}}'])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"read": {', b"\0" * 40, b"\xff\xfe", b"[]", b"null", b'{"write": {"/a": 1}}']
+)
 def test_a_list_that_a_crash_cut_off_is_removed(repository: Path, content: bytes) -> None:
     (repository / ".dvc/tmp/rwlock").write_bytes(content)
     add()
@@ -134,7 +136,9 @@ def test_a_list_that_a_crash_cut_off_is_removed(repository: Path, content: bytes
 
 
 def test_who_holds_the_lock_of_the_whole_folder_is_told(repository: Path, start: Start) -> None:
-    holds = "import sys, zc.lockfile; lock = zc.lockfile.LockFile('.dvc/tmp/lock'); " + WAITS.removeprefix("import sys; ")
+    holds = "import sys, zc.lockfile; lock = zc.lockfile.LockFile('.dvc/tmp/lock'); " + WAITS.removeprefix(
+        "import sys; "
+    )
     pid = start(sys.executable, "-c", holds)
     with pytest.raises(commands.CommandFailed, match=rf"^\.dvc/tmp/lock: process {pid} \(.*\) holds it; wait for it"):
         add()
@@ -143,11 +147,13 @@ def test_who_holds_the_lock_of_the_whole_folder_is_told(repository: Path, start:
 def test_a_lock_that_a_killed_process_left_behind_is_told(repository: Path) -> None:
     subprocess.run([sys.executable, "-m", "dvc", "config", "core.hardlink_lock", "true"], check=True)
     code = (
-        "import os, signal; from dvc.lock import make_lock; "
-        "make_lock('.dvc/tmp/lock', tmp_dir='.dvc/tmp', hardlink_lock=True).lock(); os.kill(os.getpid(), signal.SIGKILL)"
+        "import os; from dvc.lock import make_lock; "
+        "make_lock('.dvc/tmp/lock', tmp_dir='.dvc/tmp', hardlink_lock=True).lock(); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code])
-    with pytest.raises(commands.CommandFailed, match=r"^\.dvc/tmp/lock: .* If no DVC is at work here.* remove the file"):
+    with pytest.raises(
+        commands.CommandFailed, match=r"^\.dvc/tmp/lock: .* If no DVC is at work here.* remove the file"
+    ):
         add()
     (repository / ".dvc/tmp/lock").unlink()
     add()
@@ -157,9 +163,9 @@ def test_damaged_notes_are_told(repository: Path) -> None:
     add()
     for file in (repository / "site").rglob("cache.db*"):
         file.write_bytes(b"garbage" * 999)
-    with pytest.raises(commands.CommandFailed, match="damaged .* remove /var/tmp/dvc/repo"):
+    with pytest.raises(commands.CommandFailed, match=r"damaged .* remove /var/tmp/dvc/repo"):
         add()
-    with pytest.raises(StageError, match="damaged .* remove /var/tmp/dvc/repo"):
+    with pytest.raises(StageError, match=r"damaged .* remove /var/tmp/dvc/repo"):
         versions.version()
 
 
