@@ -82,9 +82,7 @@ def describe(error: OSError) -> str:
     if is_full(error):
         return f"{where}disk full; nothing half-written was kept. Free some space and run the same command again"
     if error.filename is None:
-        return (
-            f"a connection failed ({error.strerror}); see that the other end is there, and run the same command again"
-        )
+        return f"a connection failed ({error.strerror}); see that the other end is there, and run it again"
     match error:
         case PermissionError():
             way = "; this user may not do that: `ls -ld` says who may"

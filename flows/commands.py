@@ -148,5 +148,5 @@ def _reason(lines: list[str], command: list[str], code: int) -> str:
             return dvc_.told(" ".join([lines[number].removeprefix("ERROR: "), *rest]))
     for number, line in enumerate(lines):
         if re.search(r"^'.+' (validation failed|is invalid)", line):  # the lines of the file, which follow, have a rule
-            return " ".join(said for said in lines[number:] if "│" not in said)[:500]
+            return " ".join(said for said in lines[number:] if not re.search(r"│|^\d+$", said))[:500]
     return lines[-1] if lines else f"{' '.join(command[1:])} ended with code {code}"

@@ -20,8 +20,8 @@ _MEANINGS = {
     r"database( table)? is locked|^Timeout$": "another process works on DVC's notes of what is in which file ({said}); "
     "run the same command again when it is done",
     r"file is not a database|database disk image is malformed|Could not open pickled": "DVC's notes of what is in "
-    "which file are damaged ({said}); remove /var/tmp/dvc/repo, or what `dvc config core.site_cache_dir` names: DVC makes "
-    "them again",
+    "which file are damaged ({said}); remove /var/tmp/dvc/repo, or what `dvc config core.site_cache_dir` names: DVC "
+    "makes them again",
     r"exited with (-9|137)$": "{said}: the system killed it, as it does when memory runs out; run it again",
 }
 

@@ -201,10 +201,11 @@ def _send(*targets: str) -> State[Any]:
     if not commands.remotes():
         return Completed(message="no remote is configured")
     said: list[str] = []
+    show = get_run_logger().info  # of this thread: those that read the command's lines belong to no run
 
     def say(line: str) -> None:
         said.append(line)
-        get_run_logger().info(line)
+        show(line)
 
     try:
         commands.run(commands.dvc("push", *targets), say)

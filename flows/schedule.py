@@ -174,9 +174,11 @@ def _server(url: str, port: int, stack: contextlib.ExitStack) -> _Child:
     child = _Child("Prefect's server", command, HOME / "server.log")
     stack.callback(child.end)
     try:
-        server.wait_for(url, child.start())
+        with (HOME / "server.log").open("a+b") as log:
+            since = log.tell()
+            server.wait_for(url, child.start(), log, since)
     except StageError as error:
-        raise StageError(f"{error} ({child.log} says why)") from None
+        raise StageError(f"{error} ({child.log} says more)") from None
     return child
 
 
