@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import sys
@@ -9,6 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FLOW_PID = "TRUEFRAME_FLOW_PID"
 _DVC = "DVC_STAGE"
@@ -109,6 +114,45 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        StageError: it is damaged.
+        FileNotFoundError: it isn't there.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise StageError(_damaged(path, error)) from None
+
+
+def read_table(path: Path) -> "pd.DataFrame":
+    """What a Parquet file holds.
+
+    Raises:
+        StageError: it is damaged.
+        FileNotFoundError: it isn't there.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    try:
+        return pd.read_parquet(path)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise StageError(_damaged(path, error)) from None
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = (str(error).splitlines() or ["it can't be read"])[0][:200]
+    return (
+        f"{path}: damaged ({reason}); `dvc checkout` restores what a version has, and what a stage made is made again "
+        "once the file is removed"
+    )
 
 
 def _end_with(parent: int, flow: str | None) -> None:

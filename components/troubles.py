@@ -129,7 +129,7 @@ def _reason(error: BaseException) -> str:
     below: BaseException | None = error
     while below is not None:
         if isinstance(below, OSError) and below.strerror and not below.strerror.startswith("Multiple exceptions"):
-            return os.strerror(below.errno) if (below.errno or 0) > 0 else below.strerror
+            return os.strerror(below.errno) if below.errno and below.errno > 0 else below.strerror
         within = getattr(below, "reason", None)  # urllib's
         below = within if isinstance(within, OSError) else below.__cause__ or below.__context__
     return line(error)

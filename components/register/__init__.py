@@ -34,7 +34,7 @@ from components.register.registry import (
     Registry,
     Version,
 )
-from components.stage import StageError
+from components.stage import StageError, read_json, read_table
 
 _IDENTITY = "detector_sha256"
 _DECISION = "gate"
@@ -121,7 +121,7 @@ def register(names: list[str], settings: Register, inputs: Inputs, out: Path) ->
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(read_json(path))
     except FileNotFoundError:
         raise StageError(f"{path}: not here; `dvc repro` or `trueframe run` evaluates the candidate first") from None
 
@@ -326,13 +326,13 @@ def _compared(
 ) -> list[gate.Rule]:
     """The gate's rules for a candidate, on its own test images."""
     champions = _Champion(registry, champion)
-    predictions = pd.read_parquet(inputs.evaluations / name / "predictions.parquet")
+    predictions = read_table(inputs.evaluations / name / "predictions.parquet")
     predictions = predictions[predictions["split"].isin(["test", shards.REGRESSION])]
-    index = pd.read_parquet(inputs.index).drop_duplicates("sha256").set_index("sha256")
+    index = read_table(inputs.index).drop_duplicates("sha256").set_index("sha256")
     theirs = champions.scores(predictions["sha256"], index, inputs.data)
     predictions = predictions.assign(champion=theirs)[theirs.notna()]
     test, proof = (predictions[predictions["split"] == split] for split in ("test", shards.REGRESSION))
-    own_after = pd.read_parquet(inputs.evaluations / name / "degraded.parquet").drop_duplicates("sha256")
+    own_after = read_table(inputs.evaluations / name / "degraded.parquet").drop_duplicates("sha256")
     their_after = champions.degraded(own_after, settings.gate.degraded_images, index, inputs.data)
     own_after = own_after.set_index("sha256").loc[their_after.index]
     names = list(their_after.columns)
