@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.stage import StageError, replace
+from components.stage import StageError, read_json, replace
 
 LABELS = ("real", "ai")
 SPLITS = ("train", "validation", "test")
@@ -203,7 +203,7 @@ def about(data: Path, source: str) -> pd.DataFrame:
 def forgotten(data: Path) -> set[str]:
     """The sha256 of images that were removed for good; they don't come back."""
     path = data / FORGOTTEN
-    return {image["sha256"] for image in json.loads(path.read_text())} if path.exists() else set()
+    return {image["sha256"] for image in read_json(path)} if path.exists() else set()
 
 
 def seal(data: Path) -> None:
@@ -243,7 +243,7 @@ def before(data: Path) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
 def _versions(data: Path) -> dict[str, dict[str, Any]]:
     path = data / VERSIONS
     empty: dict[str, dict[str, Any]] = {"previous": {}, "current": {}, "was": {}, "next": {}}
-    return json.loads(path.read_text()) if path.exists() else empty
+    return read_json(path) if path.exists() else empty
 
 
 def _remember(data: Path, versions: dict[str, dict[str, Any]]) -> None:

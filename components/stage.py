@@ -3,12 +3,18 @@
 import contextlib
 import errno
 import io
+import json
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FLOW_PID = "TRUEFRAME_FLOW_PID"
 _DVC = "DVC_STAGE"
@@ -32,25 +38,25 @@ def main(stage: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def one_line() -> Iterator[None]:
-    """End the process with one line on stderr for every failure that a person can act on."""
+def one_line(code: int = 1) -> Iterator[None]:
+    """End the process with one line on stderr for every failure that a person can act on, and with this exit code."""
     _take_any_name()
     try:
-        yield
-    except StageError as error:
-        fail(str(error))
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        fail("interrupted")
+        fail("interrupted", code)
+    except BrokenPipeError:  # who read the output wants no more of it, as `head`; nor does Python when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except Exception as error:
-        from components import tracking
+        from components import troubles
 
-        if isinstance(error, OSError) and error.errno is not None:
-            fail(describe(error))
-        if reason := refused(error):
-            fail(reason)
-        if not tracking.is_trouble(error):
-            raise
-        fail(tracking.trouble(error))
+        if reason := troubles.told(error):
+            fail(reason, code)
+        raise
 
 
 def _take_any_name() -> None:
@@ -89,7 +95,18 @@ def describe(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     if is_full(error):
         return f"{where}disk full; nothing half-written was kept. Free some space and run the same command again"
-    return f"{where}{error.strerror}"
+    if error.filename is None:
+        return f"a connection failed ({error.strerror}); see that the other end is there, and run it again"
+    match error:
+        case PermissionError():
+            way = "; this user may not do that: `ls -ld` says who may"
+        case IsADirectoryError():
+            way = "; a file belongs there, move the folder away"
+        case NotADirectoryError() | FileExistsError():
+            way = "; a folder belongs there, move the file away"
+        case _:
+            way = ""
+    return f"{where}{error.strerror}{way}"
 
 
 def is_full(error: Exception) -> bool:
@@ -119,6 +136,45 @@ def apart(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
             path.unlink()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        StageError: it is damaged.
+        FileNotFoundError: it isn't there.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise StageError(_damaged(path, error)) from None
+
+
+def read_table(path: Path) -> "pd.DataFrame":
+    """What a Parquet file holds.
+
+    Raises:
+        StageError: it is damaged.
+        FileNotFoundError: it isn't there.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    try:
+        return pd.read_parquet(path)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise StageError(_damaged(path, error)) from None
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = (str(error).splitlines() or ["it can't be read"])[0][:200]
+    return (
+        f"{path}: damaged ({reason}); `dvc checkout` restores what a version has, and what a stage made is made again "
+        "once the file is removed"
+    )
 
 
 def _end_with(parent: int, flow: str | None) -> None:

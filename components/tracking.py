@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import sqlite3
@@ -19,7 +20,9 @@ from urllib.request import url2pathname
 
 import yaml
 
+from components import troubles
 from components.stage import StageError, refused
+from components.troubles import line, shown
 
 EXPERIMENT = "trueframe"
 COMMIT = "TRUEFRAME_COMMIT"
@@ -57,6 +60,8 @@ def connect() -> Any:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints what it then raises
+
     uri = mlflow.get_tracking_uri()
     if uri.startswith("sqlite:") and not mlflow.is_tracking_uri_set():
         mlflow.set_tracking_uri(uri := _STORE)
@@ -69,13 +74,10 @@ def connect() -> Any:
             experiment = mlflow.set_experiment(EXPERIMENT)
             if database:
                 _settle(database, experiment)
-    except (MlflowException, OSError, sqlite3.Error) as error:
-        if denied := refused(error):
-            raise StageError(f"the MLflow store {shown(uri)} can't be used: {denied}") from None
-        reason = line(error).replace(uri, shown(uri))
-        raise StageError(
-            f"the MLflow store {shown(uri)} can't be used ({reason}); start it, or correct MLFLOW_TRACKING_URI"
-        ) from None
+    except Exception as error:
+        if not (isinstance(error, MlflowException | ImportError | OSError | sqlite3.Error) or troubles.told(error)):
+            raise
+        raise StageError(f"the MLflow store {shown(uri)} can't be used{_because(uri, error)}") from None
     return mlflow
 
 
@@ -195,15 +197,20 @@ def _path(location: str) -> Path | None:
     return Path(location) if location.startswith("/") else None
 
 
-def shown(text: str) -> str:
-    """An address, or a text with addresses, as it may be printed: without the passwords in it."""
-    return re.sub(r"://([^/\s:@]*):[^/\s]*@", r"://\1:…@", text)
-
-
-def line(error: Exception) -> str:
-    """What an error says first, without the password that may stand in an address, and without SQLAlchemy's preface."""
-    lines = [text for text in str(error).strip().splitlines() if not text.startswith("(raised as a result of")]
-    return shown(lines[0])[:300] if lines else type(error).__name__
+def _because(uri: str, error: Exception) -> str:
+    """Why a store can't be used, and what to do."""
+    if denied := refused(error):
+        return f": {denied}"
+    said = str(error)
+    if isinstance(error, ImportError):
+        return f" ({line(error)}); `pip install -e '.[shared]'` brings PostgreSQL's driver, others have their own"
+    if found := re.search(r"found version (\w+), but expected (\w+)", said):
+        migrations = Path(str(sys.modules["mlflow"].__file__)).parent / "store/db_migrations/versions"
+        if any(migrations.glob(f"{found[1]}*.py")):
+            return f": an older MLflow made its tables; make a copy of it, then `mlflow db upgrade {shown(uri)}`"
+        return f" (its tables are of version {found[1]}, this MLflow's of {found[2]}): {troubles.database(said)}"
+    way = troubles.database(said, _database(uri))
+    return f" ({line(error).replace(uri, shown(uri))}): {way or 'start it, or correct MLFLOW_TRACKING_URI'}"
 
 
 def is_trouble(error: Exception) -> bool:
@@ -224,8 +231,9 @@ def trouble(error: Exception) -> str:
     """What MLflow complains about, as one line that says what to do."""
     import mlflow
 
-    uri = shown(mlflow.get_tracking_uri())
-    return f"the MLflow store {uri} fails ({line(error)}); run the same command again once it works: nothing is lost"
+    uri = mlflow.get_tracking_uri()
+    way = troubles.database(str(error), _database(uri)) or "run the same command again once it works: nothing is lost"
+    return f"the MLflow store {shown(uri)} fails ({line(error)}); {way}"
 
 
 def begun() -> bool:
@@ -234,10 +242,21 @@ def begun() -> bool:
 
 
 def _reach(uri: str) -> None:
-    """Ask a server for its health once; MLflow's own client would go on asking for minutes."""
-    if uri.startswith(("http://", "https://")):
+    """Ask a server for its health, or a database for a connection, once; MLflow would go on asking for minutes."""
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme in ("http", "https"):
+        parts = urlsplit(uri)
+        place = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         with contextlib.suppress(urllib.error.HTTPError):  # it answers, if only to refuse
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
+            urllib.request.urlopen(f"{place.rstrip('/')}/health", timeout=10).close()
+    elif scheme in ("postgresql", "mysql") or (scheme == "sqlite" and (file := _database(uri)) and file.exists()):
+        import sqlalchemy
+
+        options = {} if scheme == "sqlite" else {"connect_timeout": 10}
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=options)
+        with engine.connect() as connection:
+            if scheme == "sqlite":  # which reads nothing before it is asked
+                connection.exec_driver_sql("PRAGMA schema_version")
 
 
 def active(mlflow: Any, run_id: str | None) -> str | None:

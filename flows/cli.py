@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from components.stage import StageError, fail, one_line
+from components.stage import StageError, fail, one_line, read_json
 
 app = typer.Typer(
     help="Keeps a detector of AI-generated images up to date.",
@@ -177,7 +177,7 @@ def monitor(
     state = monitoring.monitor(here=retrain, return_state=True)
     if not state.is_completed():
         fail(state.message or "the flow failed")
-    report = json.loads((monitoring.FOLDER / "report.json").read_text())
+    report = read_json(monitoring.FOLDER / "report.json")
     if report["drift"]:
         table = Table("", "stability index", "training", "now", "")
         for s in report["drift"]:
@@ -210,7 +210,7 @@ def tune(
     if not state.is_completed():
         fail(state.message or "the flow failed")
     folder = tuning.FOLDER / model
-    best = json.loads((folder / "best.json").read_text())
+    best = read_json(folder / "best.json")
     print(f"\nvalidation loss {best['val_loss']:.4f} with")
     for key, value in best["values"].items():
         print(f"  {key}: {value}")
@@ -245,7 +245,7 @@ def generalise(
         state = generalisation.generalise(model, by, return_state=True)
     if not state.is_completed():
         fail(state.message or "the flow failed")
-    found = json.loads((generalisation.ROOT / model / "table.json").read_text())[by]
+    found = read_json(generalisation.ROOT / model / "table.json")[by]
     table = Table(by, "ai", "real", "balanced accuracy", "95 % interval", "trained with it", "AUROC")
     for row in found["rows"]:
         seen = "–" if row["seen"] is None else f"{row['seen']:.4f}"
@@ -294,10 +294,8 @@ def check(
         jobs,
         strict,
     )
-    try:
+    with one_line(checking.ERROR):
         code = checking.run(paths, _from_start, answering.Who.of(version), wanted)
-    except StageError as error:
-        fail(str(error), checking.ERROR)
     raise SystemExit(code)
 
 
@@ -585,10 +583,10 @@ def _registry() -> Any:
 
 def _after_run(candidates: list[str]) -> None:
     """The scores, where the reports are, and what to do next."""
-    registration = json.loads(Path("artifacts/registration.json").read_text())
+    registration = read_json(Path("artifacts/registration.json"))
     table = Table("candidate", "balanced accuracy", "95 % interval", "AUROC", "test images")
     for name in candidates:
-        scores = json.loads((Path("artifacts/evaluation") / name / "metrics.json").read_text())
+        scores = read_json(Path("artifacts/evaluation") / name / "metrics.json")
         low, high = scores["intervals"]["balanced_accuracy"]
         cells = [f"{scores['balanced_accuracy']:.4f}", f"{low:.4f} to {high:.4f}", f"{scores['auroc']:.4f}"]
         table.add_row(name, *cells, f"{scores['n']:,}")

@@ -1,6 +1,7 @@
 """The stages' own commands, and DVC's, as subprocesses whose lines go where the caller wants them."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from components.stage import FLOW_PID, replace
+from flows import dvc as dvc_
 
 # TensorFlow's libraries report on their own workings in this form, whatever the log level.
 _CHATTER = re.compile(
@@ -121,18 +123,12 @@ def stale(*names: str) -> bool:
 
 
 def mend() -> None:
-    """Put right what would keep DVC, or a stage, from the files that are here.
+    """Put right what would keep DVC, or a stage, from the files that are here (see `dvc.mend`).
 
-    A full disk may have cut off DVC's list of who works on what, which it then can't read. Links into DVC's cache hold
-    its absolute path, and lead to the old place, or nowhere, once the cache was moved or copied with its folder.
+    Links into DVC's cache hold its absolute path, and lead to the old place, or nowhere, once the cache was moved or
+    copied with its folder.
     """
-    file = Path(".dvc/tmp/rwlock")
-    try:
-        json.loads(file.read_text())
-    except FileNotFoundError:
-        pass
-    except ValueError:
-        file.unlink()
+    dvc_.mend()
     links = [p for folder in ("data", "artifacts") for p in Path(folder).rglob("*") if p.is_symlink()]
     if not links:
         return
@@ -161,11 +157,15 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _reason(lines: list[str], command: list[str], code: int) -> str:
-    """The stage's own error line where there is one; DVC's otherwise."""
+    """The stage's own error line where there is one; DVC's, which may go on over several lines, otherwise."""
     for line in lines:
         if line.startswith("error: "):
             return line.removeprefix("error: ")
-    for line in reversed(lines):
-        if line.startswith("ERROR: "):
-            return line.removeprefix("ERROR: ")
+    for number in reversed(range(len(lines))):
+        if lines[number].startswith("ERROR: "):
+            rest = itertools.takewhile(lambda line: not line.startswith(("WARNING: ", "ERROR: ")), lines[number + 1 :])
+            return dvc_.told(" ".join([lines[number].removeprefix("ERROR: "), *rest]))
+    for number, line in enumerate(lines):
+        if re.search(r"^'.+' (validation failed|is invalid)", line):  # the lines of the file, which follow, have a rule
+            return " ".join(said for said in lines[number:] if not re.search(r"│|^\d+$", said))[:500]
     return lines[-1] if lines else f"{' '.join(command[1:])} ended with code {code}"

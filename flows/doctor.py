@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
-from components import params, tracking
-from components.stage import StageError, refused
-from flows import commands
+from components import params, tracking, troubles
+from components.stage import StageError
+from flows import commands, dvc, server
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,11 @@ def examine() -> Iterator[Finding]:
     for what, look in _LOOKS.items():
         try:
             yield Finding(what, True, look())
-        except (StageError, OSError) as error:
-            yield Finding(what, False, str(error))
         except Exception as error:
-            if not tracking.is_trouble(error):
+            text = str(error) if isinstance(error, StageError | OSError) else troubles.told(error)
+            if text is None:
                 raise
-            yield Finding(what, False, refused(error) or tracking.line(error))
+            yield Finding(what, False, text)
 
 
 def _versions() -> str:
@@ -104,25 +103,14 @@ def _champion() -> str:
 
 
 def _prefect() -> str:
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL
-
-    url = PREFECT_API_URL.value()
+    url = server.configured()
     if not url:
         return "no server is set (PREFECT_API_URL); a temporary one is started for each run"
     shown = tracking.shown(url)
-    status, reason = _answer(f"{url}/ready")
+    status, _ = _answer(f"{url}/ready")
     if status == 503:
         raise StageError(f"server {shown} answers, but not its database")
-    if status != 200:
-        raise StageError(f"server {shown} doesn't answer ({reason}); start it with `prefect server start`")
-    try:
-        with get_client(sync_client=True) as client:
-            pools = [pool for pool in client.read_work_pools() if pool.type != "prefect-agent"]
-    except Exception as error:
-        if "401" not in str(error):
-            raise StageError(f"server {shown}: {tracking.line(error)}") from None
-        raise StageError(f"server {shown} doesn't know us; set PREFECT_API_AUTH_STRING as the server has it") from None
+    pools = [pool for pool in server.reached(url) if pool.type != "prefect-agent"]
     states = [f"{pool.name} ({'a worker is there' if pool.status == 'READY' else 'no worker'})" for pool in pools]
     return f"server {shown} answers; work pools: {', '.join(states) or 'none yet'}"
 
@@ -188,20 +176,6 @@ _FILES = {
 }
 """What DVC's words for a file mean."""
 
-_TROUBLES = {
-    r"locate credentials|partial credentials|config profile": "no credentials for it; set AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-    r"NoSuchBucket|bucket does not exist": "its bucket doesn't exist; create it, or name another: `dvc remote modify`",
-    r"\b403\b|AccessDenied|Forbidden|SignatureDoesNotMatch|InvalidAccessKeyId|ExpiredToken": "access denied (403): the "
-    "credentials in use are wrong, or may not do this",
-    r"InternalError|ServiceUnavailable|SlowDown|Internal Server Error|\b50[0234]\b": "the server fails; run the same "
-    "command again, which goes on with what is missing",
-    r"connect|timed? ?out|resolve": "it doesn't answer; once it does, run the same command again, which goes on with "
-    "what is missing",
-    r"no space left|quota": "its disk is full",
-    r"no remote specified": "none is the default; `dvc remote default NAME` says which is",
-}
-
 
 def remote_trouble(said: Iterable[str]) -> str:
     """What DVC's complaint about a remote means, as one line that says what to do.
@@ -212,10 +186,10 @@ def remote_trouble(said: Iterable[str]) -> str:
     errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
     reason = next(iter(errors), "no reason given").removeprefix("unexpected error - ")
     reason = re.sub(r"^failed to transfer '\w+' - |\[Errno 121\] ", "", reason)
-    for pattern, meaning in _TROUBLES.items():
-        if re.search(pattern, reason, re.IGNORECASE):
-            return f"{meaning} ({reason})"
-    return reason
+    if re.search("no remote specified", reason):
+        return f"none is the default; `dvc remote default NAME` says which is ({reason})"
+    meaning = troubles.store(reason)
+    return f"{meaning} ({reason})" if meaning else dvc.told(reason)
 
 
 def _disk() -> str:

@@ -11,7 +11,7 @@ from prefect.states import Completed, Failed
 from components import params
 from components.evaluate import generalisation
 from components.evaluate.generalisation import By
-from components.stage import StageError
+from components.stage import StageError, read_table
 from flows import commands, limits
 
 INDEX, ARRAYS, ROOT = Path("artifacts/index.parquet"), Path("artifacts/arrays"), Path("artifacts/generalisation")
@@ -47,14 +47,13 @@ def generalise(model: str, by: By = "generator", hours: float | None = None) -> 
             raise StageError(f"{INDEX}: not here; `trueframe run` or `dvc repro preprocess` makes it")
         with limits.bounded(hours):
             return _steps(settings, model, by)
-    except StageError as error:
+    except Exception as error:
         return limits.failed(error)
 
 
 def _steps(settings: params.Params, model: str, by: By) -> State[Any]:
-    import pandas as pd
 
-    index, root = pd.read_parquet(INDEX), ROOT / model
+    index, root = read_table(INDEX), ROOT / model
     groups = generalisation.groups(index, by)
     parent = generalisation.nest(root, model, by)
     rows: list[dict[str, Any]] = []

@@ -13,6 +13,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed, Failed
 from prefect.utilities.timeout import timeout
 
+from components import troubles
 from components.stage import StageError
 from flows import locks
 
@@ -68,9 +69,12 @@ def _tell_of_crash(run: str) -> None:
             client.set_flow_run_state(UUID(run), Crashed(message="killed; the run after it found that"), force=True)
 
 
-def failed(error: StageError) -> State[Any]:
-    """The state of a run that an error ended."""
-    return Failed(name="TimedOut" if isinstance(error, OutOfTime) else "Failed", message=str(error))
+def failed(error: Exception) -> State[Any]:
+    """The state of a run that an error ended; one that nobody could act on is raised again, for Prefect to show it."""
+    said = troubles.told(error)
+    if said is None:
+        raise error
+    return Failed(name="TimedOut" if isinstance(error, OutOfTime) else "Failed", message=said)
 
 
 def unattended() -> bool:

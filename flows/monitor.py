@@ -27,7 +27,7 @@ from prefect.states import Completed, Failed
 
 from components import params, stage
 from components.params import Monitor
-from components.stage import StageError
+from components.stage import read_json
 from flows import commands, limits, locks, retrain
 
 FOLDER = Path("artifacts/monitor")
@@ -116,7 +116,7 @@ def monitor(here: bool = False, hours: float | None = None) -> State[Any]:
             state = look(return_state=True)
             if not state.is_completed():
                 return Failed(message=state.message)
-            report = json.loads((FOLDER / "report.json").read_text())
+            report = read_json(FOLDER / "report.json")
             publish(settings.register_.model, report)
             decided = _decided(settings.monitor, report["retrain"], here)
             told = _told(settings.monitor, report, str(decided.message))
@@ -125,7 +125,7 @@ def monitor(here: bool = False, hours: float | None = None) -> State[Any]:
         if told is None and decided.is_completed():
             return Completed(message=decided.message)
         return Failed(message=f"{told}; {decided.message}" if told else decided.message)
-    except StageError as error:
+    except Exception as error:
         return limits.failed(error)
 
 
@@ -192,7 +192,7 @@ def _wait(settings: Monitor, last: datetime) -> str | None:
 
 
 def _state() -> dict[str, Any]:
-    return dict(json.loads(_STATE.read_text())) if _STATE.exists() else {}
+    return dict(read_json(_STATE)) if _STATE.exists() else {}
 
 
 def _remember(**said: Any) -> None:

@@ -1,6 +1,5 @@
 """Make a registered version again, from what it recorded, in a folder of its own."""
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from components import params
 from components.register import LINEAGE
 from components.register.registry import Registry, Version
-from components.stage import StageError
+from components.stage import StageError, read_json
 from flows import commands, doctor
 
 
@@ -75,7 +74,7 @@ def reproduce(registry: Registry, number: str) -> list[Row]:
                 commands.run(again, lambda line: print(line, flush=True), **own)
             except commands.CommandFailed as error:
                 raise StageError(f"{name} can't be made again: {error}") from None
-            made = json.loads((folder / "artifacts/evaluation" / candidate / "metrics.json").read_text())
+            made = read_json(folder / "artifacts/evaluation" / candidate / "metrics.json")
         return compare(recorded, made)
 
 
@@ -144,7 +143,7 @@ def _recorded(registry: Registry, version: Version, name: str, folder: Path) -> 
     lineage, metrics = found
     if not (lineage / "params.yaml").exists():
         raise StageError(f"{name}: its settings were not recorded, {LINEAGE}/params.yaml of its run")
-    return lineage, json.loads(metrics.read_text())
+    return lineage, read_json(metrics)
 
 
 @contextmanager

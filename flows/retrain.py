@@ -1,6 +1,5 @@
 """The retraining flow: images in, a judged and registered model out."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from prefect.states import Completed, Failed
 
 from components import params
 from components.register import gate
-from components.stage import StageError
+from components.stage import read_json
 from flows import commands, doctor, limits
 
 SOLO = ("validate", "preprocess")
@@ -95,7 +94,7 @@ def retrain(hours: float | None = None) -> State[Any]:
     try:
         with limits.bounded(hours):
             return _steps(params.load().train)
-    except StageError as error:
+    except Exception as error:
         return limits.failed(error)
 
 
@@ -156,13 +155,13 @@ def headline(stale: bool, before: str | None, after: str | None) -> str:
 
 def _registered() -> str | None:
     file = Path("artifacts/registration.json")
-    return json.loads(file.read_text())["version"] if file.exists() else None
+    return read_json(file)["version"] if file.exists() else None
 
 
 def summary(candidates: Iterable[str]) -> str:
     """What was trained, the scores, the decision, and where to look, in Markdown."""
-    registration = json.loads(Path("artifacts/registration.json").read_text())
-    report = json.loads(Path("artifacts/validation/report.json").read_text())
+    registration = read_json(Path("artifacts/registration.json"))
+    report = read_json(Path("artifacts/validation/report.json"))
     lines = [
         f"**{registration['decision']}**: {registration['model_name']} version {registration['version']} "
         f"(`{registration['candidate']}`)"
@@ -180,7 +179,7 @@ def summary(candidates: Iterable[str]) -> str:
     ]
     for candidate in candidates:
         folder = Path("artifacts/evaluation") / candidate
-        scores = json.loads((folder / "metrics.json").read_text())
+        scores = read_json(folder / "metrics.json")
         low, high = scores["intervals"]["balanced_accuracy"]
         lines.append(
             f"| {candidate} | {scores['balanced_accuracy']:.4f} | {low:.4f} to {high:.4f} | {scores['auroc']:.4f} "
@@ -202,10 +201,11 @@ def _send(*targets: str) -> State[Any]:
     if not commands.remotes():
         return Completed(message="no remote is configured")
     said: list[str] = []
+    show = get_run_logger().info  # of this thread: those that read the command's lines belong to no run
 
     def say(line: str) -> None:
         said.append(line)
-        get_run_logger().info(line)
+        show(line)
 
     try:
         commands.run(commands.dvc("push", *targets), say)

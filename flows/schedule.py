@@ -19,6 +19,7 @@ import psutil
 import yaml
 from rich.table import Table
 
+from components import troubles
 from components.stage import StageError
 from flows import commands, locks, server
 
@@ -69,11 +70,8 @@ def run(port: int, chosen: Iterable[str], show: Callable[[Any], object]) -> None
         if url is None:
             url = f"http://{server.HOST}:{port}/api"
             children.append(_server(url, port, stack))
-        elif not server.answers(url):
-            raise StageError(
-                f"the Prefect server {url} doesn't answer; start it, or unset PREFECT_API_URL (`prefect config unset "
-                "PREFECT_API_URL`) for a server of this folder's own"
-            )
+        else:
+            server.reached(url)
         from prefect.client.orchestration import get_client
 
         client = stack.enter_context(get_client(sync_client=True))
@@ -85,7 +83,8 @@ def run(port: int, chosen: Iterable[str], show: Callable[[Any], object]) -> None
         for worker in workers:
             worker.start()
         show(_table(client, declared))
-        show(f"Prefect: {url.removesuffix('/api')}; Ctrl-C ends what runs here, and the next start goes on with it")
+        place = troubles.shown(url.removesuffix("/api"))
+        show(f"Prefect: {place}; Ctrl-C ends what runs here, and the next start goes on with it")
         if own:
             show(f"for other commands here: export PREFECT_API_URL={url}")
         children += workers
@@ -175,9 +174,11 @@ def _server(url: str, port: int, stack: contextlib.ExitStack) -> _Child:
     child = _Child("Prefect's server", command, HOME / "server.log")
     stack.callback(child.end)
     try:
-        server.wait_for(url, child.start())
+        with (HOME / "server.log").open("a+b") as log:
+            since = log.tell()
+            server.wait_for(url, child.start(), log, since)
     except StageError as error:
-        raise StageError(f"{error} ({child.log} says why)") from None
+        raise StageError(f"{error} ({child.log} says more)") from None
     return child
 
 

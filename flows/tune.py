@@ -1,6 +1,5 @@
 """The tuning flow: the data prepared as for a retraining, and a search for a candidate's settings on it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from components.stage import StageError
+from components.stage import read_json
 from flows import commands, limits, retrain, settings
 
 FOLDER = Path("artifacts/tuning")
@@ -34,9 +33,9 @@ def tune(model: str, trials: int | None = None, apply: bool = False, hours: floa
             state = search(model, trials, return_state=True)
             if not state.is_completed():
                 return Failed(message=state.message)
-    except StageError as error:
+    except Exception as error:
         return limits.failed(error)
-    best = json.loads((FOLDER / model / "best.json").read_text())
+    best = read_json(FOLDER / model / "best.json")
     table = "\n".join(f"| {key} | {value} |" for key, value in best["values"].items())
     create_markdown_artifact(
         f"Validation loss {best['val_loss']:.4f}\n\n| setting | best |\n|---|---|\n{table}", key="tuning"

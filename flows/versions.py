@@ -1,24 +1,27 @@
 """The version of the data: `dvc add` and `dvc push` in this process, which saves starting DVC twice."""
 
 import logging
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from components.stage import StageError
-from flows import doctor
+from flows import doctor, dvc
 
 _LOGGERS = ("dvc", "dvc_data", "dvc_objects")
 
 
 def version() -> None:
-    """Give the data its version, and send it to the remote, where one is configured.
+    """Give the data its version, and send it to the remote, where one is configured; under a run's own lock.
 
     Raises:
         StageError: DVC can't, or the remote doesn't take it.
     """
     from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.repo import Repo
+    from dvc_data.hashfile.cache import DiskError, Timeout
 
+    dvc.mend()
     with _listening() as said:
         try:
             with Repo() as repo:
@@ -34,8 +37,9 @@ def version() -> None:
                         ) from None
         except NotDvcRepoError:
             raise StageError("this is no DVC repository, so the data gets no version; `dvc init` makes one") from None
-        except DvcException as error:
-            raise StageError(f"DVC gave the data no version: {error}") from None
+        except (DvcException, DiskError, Timeout, sqlite3.Error) as error:
+            reason = dvc.told(str(error) or type(error).__name__)
+            raise StageError(f"DVC gave the data no version: {reason}") from None
 
 
 @contextmanager

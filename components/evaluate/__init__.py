@@ -17,7 +17,7 @@ from components.evaluate import scope
 from components.evaluate.decision import Scored
 from components.networks.familiarity import Familiarity
 from components.params import Equalise, Evaluate
-from components.stage import StageError
+from components.stage import StageError, read_json, read_table
 
 PREDICTIONS = ["sha256", "label", "probability", "split"]
 _EXPLAINED = 8  # images on the sheet of explanations
@@ -62,9 +62,9 @@ def evaluate(
     for member, network in networks.items():
         if not network.exists():
             raise StageError(f"{network} is missing: {member} was not trained; `dvc repro train@{member}` does that")
-    everything = pd.read_parquet(index_path)
+    everything = read_table(index_path)
     index = everything[everything["split"].isin(["validation", "test", shards.REGRESSION])].reset_index(drop=True)
-    equalise = json.loads((arrays / "made.json").read_text())["equalise"]
+    equalise = read_json(arrays / "made.json")["equalise"]
     labels = (index["label"] == "ai").to_numpy()
     held, test = (index["split"] == "validation").to_numpy(), (index["split"] == "test").to_numpy()
     files = shards.paths(data, index["source"].unique())
@@ -347,7 +347,7 @@ def _log(name: str, trained: Path, members: list[str], result: dict[str, Any], o
     mlflow = tracking.connect()
     run_id = None
     if len(members) == 1:
-        run_id = tracking.active(mlflow, json.loads((trained / members[0] / "training.json").read_text())["run_id"])
+        run_id = tracking.active(mlflow, read_json(trained / members[0] / "training.json")["run_id"])
     with mlflow.start_run(run_id=run_id, run_name=None if run_id else name) as run:
         if len(members) > 1:
             mlflow.log_params({"model": name, "members": ", ".join(members)})

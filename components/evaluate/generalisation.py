@@ -14,7 +14,7 @@ import yaml
 from components import page, shards, stage, tracking
 from components.params import Params
 from components.preprocess.arrays import identity
-from components.stage import StageError
+from components.stage import StageError, read_json
 
 By = Literal["generator", "source"]
 _SCORES = ("balanced_accuracy", "auroc", "recall", "uncertain_share", "certain_accuracy")
@@ -92,7 +92,7 @@ def prepare(index: pd.DataFrame, settings: Params, model: str, arrays: Path, fol
     digest = hashlib.sha256(identity(arrays, index))
     digest.update(settings.train.models[model].model_dump_json().encode())
     wanted = {"training": digest.hexdigest(), "evaluation": settings.evaluate.model_dump_json()}
-    known = json.loads((folder / "fold.json").read_text()) if (folder / "fold.json").exists() else {}
+    known = read_json(folder / "fold.json") if (folder / "fold.json").exists() else {}
     if known.get("training") != wanted["training"]:
         shutil.rmtree(folder, ignore_errors=True)
     elif known != wanted:
@@ -127,8 +127,8 @@ def scores(folder: Path, by: By, group: str, usual: Path) -> dict[str, Any]:
         images), `real_accuracy`, shares of uncertain and of right certain answers, and `seen`: the balanced accuracy
         on the group's test images after training on its others, null where it isn't known.
     """
-    metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
-    known = json.loads(usual.read_text())[f"by_{by}"].get(group, {}) if usual.exists() else {}
+    metrics = read_json(folder / "evaluation" / "metrics.json")
+    known = read_json(usual)[f"by_{by}"].get(group, {}) if usual.exists() else {}
     return {
         "by": by,
         "group": group,
@@ -155,7 +155,7 @@ def write(root: Path, model: str, by: By, rows: list[dict[str, Any]], skipped: d
         the groups, the `worst` group, `rows` and `skipped`.
     """
     file = root / "table.json"
-    table = json.loads(file.read_text()) if file.exists() else {}
+    table = read_json(file) if file.exists() else {}
     values = {row["group"]: row["balanced_accuracy"] for row in rows}
     table[by] = {
         "mean": sum(values.values()) / len(values),
@@ -178,7 +178,7 @@ def nest(root: Path, model: str, by: By) -> str:
     """The MLflow run above those of the folds: the one of an earlier try, or a new one."""
     mlflow = tracking.connect()
     file = root / by / "run.json"
-    known = tracking.active(mlflow, json.loads(file.read_text())["run_id"]) if file.exists() else None
+    known = tracking.active(mlflow, read_json(file)["run_id"]) if file.exists() else None
     if known:
         return known
     with mlflow.start_run(run_name=f"{model} without each {by}") as run:
@@ -190,7 +190,7 @@ def nest(root: Path, model: str, by: By) -> str:
 
 def adopt(parent: str, folder: Path, by: By, group: str) -> None:
     """Put a fold's run below the parent."""
-    run_id = json.loads((folder / "evaluation" / "run.json").read_text())["run_id"]
+    run_id = read_json(folder / "evaluation" / "run.json")["run_id"]
     client = tracking.connect().MlflowClient()
     client.set_tag(run_id, _PARENT, parent)
     client.set_tag(run_id, f"without_{by}", group)

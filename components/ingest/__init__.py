@@ -25,7 +25,7 @@ from components.folders import LeftOut
 from components.ingest import catalogue
 from components.ingest.source import Item, Part, Place
 from components.params import Ingest, Source
-from components.stage import StageError
+from components.stage import StageError, read_json
 
 _SHARD_BYTES = 256 * 2**20
 _SUFFIXES = ", ".join(sorted(images.SUFFIXES))
@@ -254,7 +254,7 @@ class _Batch:
     def _take_up(self, seen: str) -> None:
         """Keep what an earlier, stopped ingestion of the same images read, and nothing else."""
         plan = self.incoming / "plan.json"
-        if plan.exists() and json.loads(plan.read_text())["seen"] == seen:
+        if plan.exists() and read_json(plan)["seen"] == seen:
             return
         for leftover in self.incoming.glob("part-*"):
             shutil.rmtree(leftover)
@@ -270,7 +270,7 @@ class _Batch:
                     self.is_cut = True
                     break
                 self._read(part, folder)
-            done = json.loads((folder / "done.json").read_text())
+            done = read_json(folder / "done.json")
             self.counts.update(done["counts"])
             self.left_out.update(done["left_out"])
             self.is_cut |= done["cut"]

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from components import shards, stage
-from components.stage import StageError
+from components.stage import StageError, read_json
 
 _DIGITS = 8
 
@@ -93,7 +93,7 @@ def forget(
 
 def _log(data: Path, images: pd.DataFrame, reason: str) -> None:
     path = data / shards.FORGOTTEN
-    known = json.loads(path.read_text()) if path.exists() else []
+    known = read_json(path) if path.exists() else []
     entries = [row | {"reason": reason} for row in images.to_dict("records")]
     content = json.dumps(known + [e for e in entries if e not in known], indent=1) + "\n"
     stage.replace(path, lambda target: target.write_text(content))
@@ -117,7 +117,7 @@ def _rewrite(path: Path, stays: pd.Index, part: pd.DataFrame) -> tuple[str | Non
 def _correct(receipts: Path, moved: dict[str, str | None]) -> None:
     """Let the receipts name the new shards, or the sources would be read again."""
     for path in receipts.glob("*.json"):
-        known = json.loads(path.read_text())
+        known = read_json(path)
         names = [moved.get(Path(name).stem, Path(name).stem) for name in known["shards"]]
         content = json.dumps(known | {"shards": sorted(f"{name}.parquet" for name in names if name)})
         stage.replace(path, lambda target, content=content: target.write_text(content))  # type: ignore[misc]

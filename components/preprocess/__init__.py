@@ -9,7 +9,7 @@ import pandas as pd
 from components import shards, stage
 from components.params import Preprocess
 from components.preprocess import arrays, splits
-from components.stage import StageError
+from components.stage import StageError, read_table
 
 COLUMNS = ["sha256", "shard", "row", "label", "source", "generator", "split", "group"]
 
@@ -45,7 +45,7 @@ def preprocess(
     if not groups.exists():
         raise StageError(f"{groups}: not here; run validate first")
     files = shards.paths(data, sources)
-    rows = shards.manifest(files).merge(pd.read_parquet(groups), on=["shard", "row"], how="left", validate="one_to_one")
+    rows = shards.manifest(files).merge(read_table(groups), on=["shard", "row"], how="left", validate="one_to_one")
     if rows["group"].isna().any():
         raise StageError(f"{groups}: made from other shards; run validate again")
     rows["split"] = splits.assign(rows, settings)

@@ -12,7 +12,7 @@ import pandas as pd
 import PIL
 
 from components import images, parallel, shards, stage
-from components.stage import StageError
+from components.stage import StageError, read_json
 
 # Arrays are made again when the way from bytes to pixels changes.
 MAKER = f"2, Pillow {PIL.__version__}"
@@ -157,7 +157,7 @@ def _decode(task: tuple[Piece, Equaliser]) -> None:
 
 def succeed(out: Path, old: str, new: str, size: int | None) -> None:
     """Remember that another array took an array's place, made from a shard of some size; or none, where it is null."""
-    known = json.loads((out / MADE).read_text())
+    known = read_json(out / MADE)
     known["shards"].pop(old, None)
     if size is not None:
         known["shards"][new] = size
@@ -178,7 +178,7 @@ def identity(out: Path, index: pd.DataFrame) -> bytes:
 def made(out: Path) -> tuple[Any, Any]:
     """The way from bytes to pixels that arrays were made by."""
     try:
-        known = json.loads((out / MADE).read_text())
+        known = read_json(out / MADE)
     except FileNotFoundError:
         known = {}
     return known.get("maker"), known.get("equalise")

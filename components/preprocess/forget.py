@@ -8,6 +8,7 @@ import pandas as pd
 
 from components import stage
 from components.preprocess import arrays
+from components.stage import read_table
 
 
 def forget(data: Path, out: Path, index: Path, removed: Any) -> None:
@@ -32,7 +33,7 @@ def forget(data: Path, out: Path, index: Path, removed: Any) -> None:
         for path in out.with_name("features").glob(f"*/{name}.npy"):
             path.unlink()
     if index.exists():
-        table = pd.read_parquet(index)
+        table = read_table(index)
         result = _renumbered(table, removed.shards)
         stage.replace(index, lambda path: result.to_parquet(path, index=False))
 

@@ -35,7 +35,7 @@ from components.register.registry import (
 )
 from components.serve import environment
 from components.serve.reference import Reference, beside, title
-from components.stage import StageError
+from components.stage import StageError, read_json, read_table
 
 _IDENTITY = "detector_sha256"
 _DECISION = "gate"
@@ -129,7 +129,7 @@ def register(names: list[str], settings: Register, inputs: Inputs, out: Path) ->
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(read_json(path))
     except FileNotFoundError:
         raise StageError(f"{path}: not here; `dvc repro` or `trueframe run` evaluates the candidate first") from None
 
@@ -344,7 +344,7 @@ def _compared(
     test, proof = (predictions[predictions["split"] == split] for split in ("test", shards.REGRESSION))
     if not other.is_enough(test):
         return []
-    own_after = pd.read_parquet(inputs.evaluations / name / "degraded.parquet").drop_duplicates("sha256")
+    own_after = read_table(inputs.evaluations / name / "degraded.parquet").drop_duplicates("sha256")
     their_after = other.degraded(own_after, settings.gate.degraded_images, index, inputs.data)
     own_after = own_after.set_index("sha256").loc[their_after.index]
     names = list(their_after.columns)

@@ -315,7 +315,9 @@ class Registry:
                 if stage.refused(error):
                     raise Denied(f"{self.name}: {what.replace('_', ' ')}: {stage.refused(error)}") from None
                 if wait is None or error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    raise StageError(f"{self.name}: {what.replace('_', ' ')} failed: {tracking.line(error)}") from None
+                    raise StageError(
+                        f"{self.name}: {what.replace('_', ' ')} failed: {tracking.trouble(error)}"
+                    ) from None
                 time.sleep(wait)
 
     def _events(self) -> tuple[list[Event], str | None]:

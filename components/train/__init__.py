@@ -16,7 +16,7 @@ import pandas as pd
 from components import images, networks, stage, tracking
 from components.params import Augment, Model, Unfreeze
 from components.preprocess.arrays import identity
-from components.stage import StageError
+from components.stage import StageError, read_json, read_table
 from components.train import distribution
 from components.train.distribution import Team
 
@@ -65,7 +65,7 @@ def train(
             another process was lost.
     """
     team = distribution.team()
-    index = pd.read_parquet(index_path)
+    index = read_table(index_path)
     index = index[index["split"].isin(["train", "validation"])]
     _check_classes(name, index)
     fingerprint = _fingerprint(model, index, arrays)
@@ -313,7 +313,7 @@ def _save_state(folder: Path, state: State) -> None:
 
 def _resume(folder: Path) -> State | None:
     try:
-        return State(**json.loads((folder / "state.json").read_text()))
+        return State(**read_json(folder / "state.json"))
     except FileNotFoundError:
         return None
 

@@ -7,13 +7,12 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from pydantic import ValidationError
 
 from components import networks, params, stage, tracking
 from components.params import Model, Range, Tune
 from components.preprocess.arrays import identity
-from components.stage import StageError
+from components.stage import StageError, read_table
 from components.train import State, train
 
 BEST = "best.json"
@@ -221,7 +220,7 @@ def _space(model: Model, settings: Tune) -> dict[str, Range | list[Any]]:
 
 def _fingerprint(model: Model, settings: Tune, index: Path, arrays: Path) -> str:
     """The same for searches whose trials can be compared."""
-    digest = hashlib.sha256(identity(arrays, pd.read_parquet(index)))
+    digest = hashlib.sha256(identity(arrays, read_table(index)))
     digest.update(f"{model.model_dump_json()} {settings.model_dump_json(include={'space', 'seed'})}".encode())
     return digest.hexdigest()[:12]
 
