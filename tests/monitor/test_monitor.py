@@ -154,6 +154,20 @@ def test_scores_are_not_compared_while_the_registry_is_down_and_that_is_said(
     assert any("version 2" in note for note in found["notes"])
 
 
+def test_the_reference_detectors_answers_are_not_a_versions_scores(project: Path) -> None:
+    log(project, FRESH, said=lambda n: {"model_version": "1" if n % 2 else "reference-photo"})
+    found = report(project)
+    assert set(found["versions"]) == {"1", "reference-photo"} and found["notes"] == []
+    assert "probability" in {shift["name"] for shift in found["drift"]}
+
+
+def test_where_reference_detectors_alone_answered_no_scores_are_compared_and_that_is_said(project: Path) -> None:
+    log(project, FRESH, said=lambda _: {"model_version": "reference-photo"})
+    found = report(project)
+    assert "probability" not in {shift["name"] for shift in found["drift"]} and found["drift"]
+    assert any("reference detectors alone" in note for note in found["notes"])
+
+
 def test_too_few_scores_to_compare_with_are_said(project: Path) -> None:
     scores = project / "artifacts/monitor/scores-1.parquet"
     pd.read_parquet(scores).head(48).to_parquet(scores, index=False)

@@ -16,6 +16,7 @@ import yaml
 
 from components.serve.export import export
 from components.serve.files import Files
+from components.serve.reference import references
 from tests.live.harness import stop, wait_for
 
 pytest.importorskip("gradio", reason="gradio is not installed")
@@ -62,6 +63,13 @@ def test_it_gives_a_verdict(space: Path, browser: Any, jpeg: Callable[..., bytes
     finally:
         stop(process)
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_of_the_reference_detectors_each_keeps_its_name(tmp_path: Path) -> None:
+    """Which its answers and corrections carry."""
+    kept = references()
+    export([one.files for one in kept], "reference", "space", tmp_path)
+    assert [one.version for one in references(tmp_path / "models")] == [one.version for one in kept]
 
 
 def test_its_front_matter_and_requirements_are_what_it_needs(space: Path) -> None:
