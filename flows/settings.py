@@ -31,7 +31,7 @@ def use(preset: str, *, force: bool, keep_sources: bool = False) -> str:
     if preset not in presets:
         raise StageError(f"no preset is called {preset!r}; there are {', '.join(presets)}")
     new = presets[preset].read_text()
-    old = PARAMS.read_text() if PARAMS.exists() else ""
+    old = _text() if PARAMS.exists() else ""
     compared = _without_sources if keep_sources else str
     changed = old and compared(old) not in [compared(p.read_text()) for p in presets.values()]
     if old and keep_sources:
@@ -51,9 +51,20 @@ def use(preset: str, *, force: bool, keep_sources: bool = False) -> str:
     return "\n".join([f"params.yaml is now the preset {preset}:", *shown])
 
 
+def _text() -> str:
+    try:
+        return PARAMS.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise StageError(f"{PARAMS}: not UTF-8 ({error}); let an editor save it as UTF-8") from None
+
+
 def _without_sources(text: str) -> Any:
-    settings = yaml.safe_load(text)
-    return {**settings, "ingest": {**settings.get("ingest", {}), "sources": None}}
+    try:
+        settings = yaml.safe_load(text)
+        return {**settings, "ingest": {**settings["ingest"], "sources": None}}
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise StageError(f"{PARAMS}: it has no sources that can be kept ({reason}); mend it, or use --force alone") from None
 
 
 def remember_source(name: str, *, only: bool = False, **said: Any) -> str | None:
@@ -74,7 +85,7 @@ def remember_source(name: str, *, only: bool = False, **said: Any) -> str | None
     old = known.model_dump(by_alias=True, exclude_defaults=True) if known else {}
     if known is not None and old == old | said and not others:
         return None
-    text = PARAMS.read_text()
+    text = _text()
     document = parse_yaml_for_update(text, str(PARAMS))
     document["ingest"]["sources"][name] = old | said
     for other in others:
@@ -87,7 +98,7 @@ def remember_source(name: str, *, only: bool = False, **said: Any) -> str | None
 
 def remember_model(name: str, values: dict[str, Any]) -> str:
     """Put settings of a candidate, by their dotted names, into `train.models`; what changed."""
-    document = parse_yaml_for_update(PARAMS.read_text(), str(PARAMS))
+    document = parse_yaml_for_update(_text(), str(PARAMS))
     for key, value in values.items():
         *path, last = key.split(".")
         node = document["train"]["models"][name]

@@ -192,3 +192,14 @@ def test_nothing_registered_yet_is_one_line(folder: Path) -> None:
         assert done.returncode == (2 if command[0] == "check" else 1), command
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert "trueframe run" in done.stderr or "promote" in done.stderr
+
+
+def test_settings_that_cant_be_read_are_one_line_for_use(folder: Path) -> None:
+    for content, word in (
+        (b"# caf\xe9\n", "not UTF-8"),
+        (b"ingest: [\n", "no sources that can be kept"),
+        (b"- a\n", "no"),
+    ):
+        (folder / "params.yaml").write_bytes(content)
+        done = trueframe(folder, "use", "art", "--keep-sources")
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and word in done.stderr, done.stderr
