@@ -164,7 +164,7 @@ def check(
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
             "store_backend": {
                 "class_name": "TupleFilesystemStoreBackend",
-                "base_directory": str(docs.resolve()),
+                "base_directory": str(docs.resolve()).replace("$", r"\$"),  # or it would name a variable
             },
         },
     )

@@ -70,6 +70,13 @@ def test_a_clean_set_passes(
     assert "Data Docs" in (tmp_path / "out/data_docs/index.html").read_text()
 
 
+def test_a_folder_may_be_called_anything(tmp_path: Path, clean: Files, store: Callable[..., Path]) -> None:
+    out = tmp_path / "a $HOME ${X} 100% #1?" / "übung"
+    validate(store(clean), ("mine",), LENIENT, out)
+    assert "Data Docs" in (out / "data_docs/index.html").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a $HOME ${X} 100% #1?", "data", "incoming", "receipts"]
+
+
 def test_the_report_has_the_keys_that_others_rely_on(
     clean: Files, store: Callable[..., Path], check: Callable[..., dict[str, Any]]
 ) -> None:
