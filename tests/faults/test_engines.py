@@ -118,7 +118,7 @@ FAULTS: dict[str, tuple[Fault, set[str], str]] = {
     "params.yaml is cut off": (the_settings_are_cut_off, SETTINGS_READ | {"doctor"}, "params.yaml"),
     "params.yaml is not UTF-8": (the_settings_are_not_utf8, SETTINGS_READ | {"use", "doctor"}, "params.yaml"),
     "a shard is damaged": (a_shard_is_damaged, {"sources", "forget", "run", "doctor"}, "damaged"),
-    "S3 is down": (s3_is_down, {"ingest", "run", "kubeflow push", "doctor"}, "answer"),
+    "S3 is down": (s3_is_down, {"ingest", "run", "kubeflow push", "doctor"}, "onnect"),
     "dvc.yaml is cut off": (dvcs_settings_are_cut_off, {"ingest", "run", "kubeflow compile"}, "dvc.yaml"),
 }
 UNTOUCHED = {"use", "params", "sources", "review"}
