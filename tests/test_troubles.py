@@ -195,14 +195,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def store(made: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, which is this process's store."""
-    import mlflow
+def use() -> Iterator[Callable[[str], None]]:
+    """Makes a store this process's, and gives the one before back in the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+        yield lambda uri: patch.setenv("MLFLOW_TRACKING_URI", uri)
 
+
+@pytest.fixture
+def store(made: bytes, tmp_path: Path, use: Callable[[str], None]) -> Path:
+    """A copy of it, which is this process's store."""
     file = tmp_path / "a folder" / "mlflow.db"
     file.parent.mkdir()
     file.write_bytes(made)
-    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: f"sqlite:///{file}")
+    use(f"sqlite:///{file}")
     return file
 
 
@@ -247,15 +253,13 @@ def test_a_store_that_is_damaged_or_a_folder(store: Path) -> None:
     assert "unable to open database file): its folder isn't there, a folder is in its place" in refused()
 
 
-def test_a_database_server_that_is_not_there(nowhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlflow
-
+def test_a_database_server_that_is_not_there(nowhere: str, use: Callable[[str], None]) -> None:
     pytest.importorskip("psycopg2")
     uri = nowhere.replace("http", "postgresql") + "/mlflow"
-    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
+    use(uri)
     said = refused()
     assert "it doesn't answer; start it" in said and "secret" not in said
-    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri.replace("postgresql", "mysql+pymysql"))
+    use(uri.replace("postgresql", "mysql+pymysql"))
     assert "driver" in refused()
 
 

@@ -8,6 +8,7 @@ import struct
 import time
 import zipfile
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -195,12 +196,14 @@ def test_find_takes_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     for name in ("b/2.png", "b/1.JPG", "b/notes.txt", "a.dat"):
         (tmp_path / name).write_bytes(b"x")
-    assert find([tmp_path / "a.dat", tmp_path / "b"]) == [tmp_path / n for n in ("a.dat", "b/1.JPG", "b/2.png")]
+    assert find([tmp_path / "a.dat", tmp_path / "b"], Counter()) == [
+        tmp_path / n for n in ("a.dat", "b/1.JPG", "b/2.png")
+    ]
     with pytest.raises(StageError, match="not found"):
-        find([tmp_path / "c"])
+        find([tmp_path / "c"], Counter())
     (tmp_path / "empty").mkdir()
     with pytest.raises(StageError, match="no images"):
-        find([tmp_path / "empty"])
+        find([tmp_path / "empty"], Counter())
 
 
 @pytest.mark.parametrize(

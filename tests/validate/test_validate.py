@@ -590,7 +590,7 @@ def test_the_command_says_what_it_found(
     store(clean)
     done = command("validate", params=SETTINGS)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    lines = [line for line in done.stdout.splitlines() if not line.endswith("s left")]  # on a slow machine
     assert lines[0] == "24 images (mine: 12 ai, 12 real), 0 files rejected"
     assert lines[-1] == f"passed; report: {(tmp_path / 'artifacts/validation/report.html').as_uri()}"
     assert (tmp_path / "artifacts/validation/data_docs/index.html").exists()
