@@ -64,9 +64,8 @@ def _without_sources(text: str) -> Any:
         return {**settings, "ingest": {**settings["ingest"], "sources": None}}
     except (yaml.YAMLError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise StageError(
-            f"{PARAMS}: it has no sources that can be kept ({reason}); mend it, or use --force alone"
-        ) from None
+        said = f"{PARAMS}: it has no sources that can be kept ({reason}); mend it, or use --force alone"
+        raise StageError(said) from None
 
 
 def remember_source(name: str, *, only: bool = False, **said: Any) -> str | None:
