@@ -197,7 +197,8 @@ def test_the_server_explains_on_request(project: Project, server: str) -> None:
 
 
 def test_check_agrees_with_the_evaluation_to_the_image(project: Project) -> None:
-    champion = json.loads((project.root / "artifacts/registration.json").read_text())["candidate"]
+    registration = json.loads((project.root / "artifacts/registration.json").read_text())
+    champion, version = registration["candidate"], registration["version"]
     index = pd.read_parquet(project.root / "artifacts/index.parquet")
     index = index[index["split"] == "test"].reset_index(drop=True)
     folder = project.root / "checks"
@@ -205,8 +206,9 @@ def test_check_agrees_with_the_evaluation_to_the_image(project: Project) -> None
     for row, data in shards.load(shards.paths(project.root / "data", ["sample"]), index):
         (folder / f"{index.loc[row, 'sha256']}.jpg").write_bytes(data)
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 no more")
-    # From another folder, with relative paths, as people do.
-    done = project.run("trueframe", "check", ".", "--csv", "out.csv", "--json", "out.json", cwd=folder)
+    # From another folder, with relative paths, as people do. By its number, the version answers by itself.
+    outputs = ["--csv", "out.csv", "--json", "out.json"]
+    done = project.run("trueframe", "check", ".", "--version", version, *outputs, cwd=folder)
     assert done.returncode == 2, done.stderr  # for the broken one
     with (folder / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
