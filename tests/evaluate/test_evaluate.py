@@ -138,7 +138,7 @@ def test_serving_says_what_the_judge_said(root: Path, tmp_path: Path, name: str)
     (tmp_path / "b").mkdir()
     test = index[index["split"] == "test"].head(6)
     paths = []
-    for (row, data), folder in zip(shards.load(files, test), "aababb", strict=True):
+    for (row, data), folder in zip(shards.load(files, test), "ababab", strict=True):
         # Two folders with files of the same names.
         paths.append(tmp_path / folder / f"{len(paths) // 2}.jpg")
         paths[-1].write_bytes(data)
