@@ -209,8 +209,9 @@ def _because(uri: str, error: Exception) -> str:
         if any(migrations.glob(f"{found[1]}*.py")):
             return f": an older MLflow made its tables; make a copy of it, then `mlflow db upgrade {shown(uri)}`"
         return f" (its tables are of version {found[1]}, this MLflow's of {found[2]}): {troubles.database(said)}"
-    way = troubles.database(said, _database(uri))
-    return f" ({line(error).replace(uri, shown(uri))}): {way or 'start it, or correct MLFLOW_TRACKING_URI'}"
+    way = troubles.database(said, _database(uri)) or "start it, or correct MLFLOW_TRACKING_URI"
+    way = way.replace("its address", "MLFLOW_TRACKING_URI")
+    return f" ({line(error).replace(uri, shown(uri))}): {way}"
 
 
 def is_trouble(error: Exception) -> bool:
