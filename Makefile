@@ -7,44 +7,42 @@ BIN := .venv/bin
 MOVED := $(shell made=$$(grep '^command = ' .venv/pyvenv.cfg 2>/dev/null) && \
 	case "$$made" in (*" $$(cd .venv && pwd -P)") ;; (*) echo moved ;; esac)
 
-.PHONY: run test lint lock audit sbom bench clean $(if $(MOVED),.venv/.ready)
+.PHONY: run test lint lock audit sbom bench clean $(if $(MOVED),.venv/bin/uv)
 
 run: .venv/.ready
 	$(BIN)/trueframe run
 
 # SLOW=1 adds the tests that take minutes: whole set-ups, and what happens when machines fail.
-test: .venv/.ready
+test: .venv/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(if $(SLOW),--slow)
 
-lint: .venv/.ready
+lint: .venv/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: .venv/.ready
+bench: .venv/.dev
 	$(BIN)/python -m benchmarks
 
-COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url
-IMAGE := --extra foundation --extra shared --extra ui --extra kubernetes -c requirements.lock
+# One lock for all levels and images: what a level installs has the versions and the hashes that stand in it.
+lock: .venv/bin/uv
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras \
+		pyproject.toml -o requirements.lock
 
-lock: .venv/.ready
-	$(COMPILE) --extra dev pyproject.toml -o requirements.lock
-	$(COMPILE) $(IMAGE) pyproject.toml -o deploy/requirements.lock
-	$(COMPILE) $(IMAGE) --extra gpu pyproject.toml -o deploy/requirements-gpu.lock
-	$(COMPILE) $(IMAGE) --extra jax-gpu pyproject.toml -o deploy/requirements-jax.lock
+audit: .venv/.dev
+	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict
 
-# What is installed here, and what the images install.
-LOCKS := requirements.lock $(wildcard deploy/requirements*.lock)
+sbom: .venv/.dev
+	$(BIN)/cyclonedx-py requirements requirements.lock -o sbom.json
 
-audit: .venv/.ready
-	$(BIN)/pip-audit $(LOCKS:%=--requirement %) --require-hashes --disable-pip --strict
-
-# Beside each lock: sbom.json, deploy/sbom.json, deploy/sbom-gpu.json, deploy/sbom-jax.json.
-sbom: .venv/.ready
-	set -e; $(foreach lock,$(LOCKS),$(BIN)/cyclonedx-py requirements $(lock) -o $(subst requirements,sbom,$(lock:.lock=.json));)
-
-.venv/.ready: requirements.lock pyproject.toml
+.venv/bin/uv:
 	$(PYTHON) -m venv$(if $(MOVED), --clear) .venv
 	$(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
+
+# Three levels: .base is what serves, .ready what trains too, .dev what tests, on top of it.
+.venv/.ready: EXTRA = --extra train
+.venv/.dev: EXTRA = --extra dev
+.venv/.dev: .venv/.ready
+.venv/.base .venv/.ready .venv/.dev: .venv/bin/uv requirements.lock pyproject.toml
+	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -c requirements.lock -r pyproject.toml $(EXTRA)
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
 

@@ -131,10 +131,10 @@ def _trained(root: Path) -> tuple[float, int]:
 def _scored(root: Path) -> float:
     code = (
         "import sys, time; import numpy as np; from pathlib import Path\n"
-        "from components.networks.inference import Scorer\n"
-        "scorer = Scorer(Path('artifacts/models/cnn/network.keras'))\n"
+        "from components.detector.file import Network\n"
+        "network = Network(Path('artifacts/models/cnn/network.onnx'))\n"
         "pixels = np.random.default_rng(0).integers(0, 256, (4096, 64, 64, 3), np.uint8)\n"
-        "scorer.logits(pixels[:512]); began = time.process_time(); scorer.logits(pixels)\n"
+        "network.outputs({'pixels': pixels[:512]}); began = time.process_time(); network.outputs({'pixels': pixels})\n"
         "print((time.process_time() - began) / len(pixels))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -1,9 +1,10 @@
 """Images over HTTP: `trueframe serve` beside the usual pyfunc, which calls `model.predict` for each request.
 
-All servers run on this machine with the same network and are asked in turns, each by `mlflow models serve`: ours behind
-the gateway and without it, the usual one, and one that returns a constant, which is the floor.
+All servers run on this machine with the same network and are asked in turns: ours as `trueframe serve`, and three by
+`mlflow models serve`: ours without the gateway, the usual one, and one that returns a constant, which is the floor.
 
     python -m benchmarks serving
+    python -m benchmarks.serving --other PATH   beside `trueframe serve` of another checkout with its own .venv
     python -m benchmarks.serving --soak 10      at 80 % of the measured peak: errors and memory
     python -m benchmarks.serving --overload     at three times the peak
     python -m benchmarks.serving --corpus       broken files by the thousand
@@ -34,14 +35,13 @@ import numpy as np
 import psutil
 from PIL import Image
 
-import components
 from components import networks
-from components.networks.familiarity import Familiarity
 from components.serve.queue import CALLS
 
 ROOT = Path(__file__).parents[1]
 SIDE, CLIENTS, BATCH = 32, (1, 8, 32), 256
-OURS, PLAIN, USUAL, FLOOR = "trueframe serve", "its model alone", "usual pyfunc", "constant"
+OURS, OTHER = "trueframe serve", "trueframe serve of the other checkout"
+PLAIN, USUAL, FLOOR = "its model alone", "usual pyfunc", "constant"
 
 MODELS = {
     USUAL: """
@@ -122,11 +122,14 @@ class Heard:
         return len(self.times) / self.seconds
 
 
-def run(seconds: float = 6, requests: int = 200) -> str:
-    """The table; each cell takes `seconds`, and the latency of one image so many requests."""
-    with _servers() as servers:
-        lines = [asyncio.run(_table(servers, seconds, requests))]
-    return "\n".join(lines) + "\n"
+def run(seconds: float = 6, requests: int = 200, other: Path | None = None) -> str:
+    """The table; each cell takes `seconds`, and the latency of one image so many requests.
+
+    Args:
+        other: a checkout to compare with; in place of the usual pyfunc.
+    """
+    with _servers((OURS, OTHER, FLOOR) if other else (OURS, PLAIN, USUAL, FLOOR), other) as servers:
+        return asyncio.run(_table(servers, seconds, requests)) + "\n"
 
 
 async def _table(servers: dict[str, Server], seconds: float, requests: int) -> str:
@@ -176,12 +179,13 @@ async def _table(servers: dict[str, Server], seconds: float, requests: int) -> s
         speeds = [statistics.mean(rates[name, n]) for n in CLIENTS]
         cells = [f"{v:.1f}" for v in [*figures, *speeds, statistics.mean(work[name]), statistics.median(batches[name])]]
         lines.append(_row([name, *cells, f"{server.memory():.0f}", f"{server.to_ready:.1f}"]))
-    times = statistics.mean(rates[OURS, 8]) / statistics.mean(rates[USUAL, 8])
+    beside = OTHER if OTHER in servers else USUAL
+    times = [f"{statistics.mean(rates[OURS, n]) / statistics.mean(rates[beside, n]):.2f} with {n}" for n in CLIENTS]
     floor = statistics.median(alone[FLOOR]) * 1e3
     ours = statistics.median(alone[OURS]) * 1e3
     lines += [
         "",
-        f"requests/s with 8 clients: {times:.1f} × the usual pyfunc's",
+        f"requests/s, as times those of `{beside}`: {', '.join(times)} clients",
         f"median of one: {ours / (own + floor):.2f} × (decode and network {own:.2f} ms + floor {floor:.2f} ms)",
     ]
     return "\n".join(lines)
@@ -378,7 +382,7 @@ class _Caller(asyncio.Protocol):
 
 
 def _own(requests: int) -> float:
-    """ms for the detector itself to decode one image and ask the network, in a process with a server's threads."""
+    """ms for the detector itself to judge one image, in a process with a worker's threads."""
     code = f"from benchmarks import serving; print(serving.own({requests}))"
     threads = str(max(1, (os.cpu_count() or 1) // CALLS))
     env = {**os.environ, "OMP_NUM_THREADS": threads, "TF_NUM_INTRAOP_THREADS": threads}
@@ -388,116 +392,85 @@ def _own(requests: int) -> float:
 
 def own(requests: int) -> float:
     """As `_own`, in this process."""
-    from components.serve.detector import Detector
+    import mlflow
 
-    data = _jpeg(0)
+    data, times = _jpeg(0), []
     with tempfile.TemporaryDirectory() as folder:
-        files = _files(Path(folder))
-        detector = Detector(*files.values(), "1")
-        times = []
+        model = _project(ROOT, Path(folder))
+        detector = mlflow.pyfunc.load_model(str(model)).unwrap_python_model().detector
         for _ in range(requests):
             began = time.perf_counter()
-            opened = detector._open(data, False)
-            detector._ensemble.outputs([pixels[None] for pixels in opened.pixels or ()])
+            detector.score([data])
             times.append(time.perf_counter() - began)
     return statistics.median(times) * 1e3
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """An untrained CIFAKE network, and what a detector needs beside it."""
-    files = {
-        "network": folder / "network.keras",
-        "decision": folder / "decision.json",
-        "familiar": folder / "familiar.npz",
-    }
-    made = networks.build("cnn", SIDE, {})
-    made.save(files["network"])
-    scope = {"min_side": 16, "max_side": None}
-    decision = {"temperature": 1.0, "threshold": 0.5, "low": 0.4, "high": 0.6, "view": str(SIDE), "scope": scope}
-    files["decision"].write_text(json.dumps(decision))
-    wide = next(int(layer.output.shape[1]) for layer in made.layers if layer.name == "features")
-    one = np.ones(wide)
-    Familiarity(one, np.zeros((2, wide)), np.eye(wide), one, np.full(2, np.inf)).save(files["familiar"])
-    return files
-
-
 @contextlib.contextmanager
-def _servers(names: tuple[str, ...] = (OURS, PLAIN, USUAL, FLOOR)) -> Iterator[dict[str, Server]]:
+def _servers(names: tuple[str, ...], other: Path | None = None) -> Iterator[dict[str, Server]]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        root = Path(folder)
-        models = _models(root, _files(root))
-        servers = {}
+        root, servers = Path(folder), {}
+        model = _project(ROOT, root / "ours")
+        if other:
+            _project(other, root / "other")
         for name in names:
-            command = [
-                sys.executable,
-                "-m",
-                "mlflow",
-                "models",
-                "serve",
-                "-m",
-                str(models[name]),
-                "--env-manager",
-                "local",
-            ]
-            if name == OURS:
-                _register(root, models[OURS])
-                command = [sys.executable, "-m", "flows.cli", "serve"]
-            servers[name] = stack.enter_context(_serving(command, root, name))
+            python = str(other / ".venv/bin/python") if other and name == OTHER else sys.executable
+            if name in (OURS, OTHER):
+                command = [python, "-m", "flows.cli", "serve"]
+            else:
+                served = model if name == PLAIN else _model(root / name.split()[0], MODELS[name])
+                command = [python, "-m", "mlflow", "models", "serve", "--env-manager", "local", "-m", str(served)]
+            where = (root / "other", other) if other and name == OTHER else (root / "ours", ROOT)
+            servers[name] = stack.enter_context(_serving(command, *where))
         yield servers
 
 
-def _models(root: Path, files: dict[str, Path]) -> dict[str, Path]:
-    import mlflow
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    asked = [ParamSpec("explain", DataType.boolean, False), ParamSpec("threshold", DataType.double, None)]
-    signature = ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")]), params=ParamSchema(asked))
-    code = {OURS: Path(components.__file__).parent / "serve/pyfunc.py"}
-    for name, text in MODELS.items():
-        code[name] = root / f"{name.split()[0]}.py"
-        code[name].write_text(text)
-    for name, path in code.items():
-        mlflow.pyfunc.save_model(
-            str(root / name),
-            python_model=str(path),
-            artifacts={key: str(file) for key, file in files.items()},
-            pip_requirements=["mlflow"],
-            signature=signature if name == OURS else None,
-        )
-    return {name: root / name for name in code} | {PLAIN: root / OURS}
-
-
-def _register(root: Path, model: Path) -> None:
-    import mlflow
-
-    uri = f"sqlite:///{root}/mlflow.db"
-    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-    client.create_registered_model("trueframe")
-    client.set_registered_model_alias(
-        "trueframe", "champion", client.create_model_version("trueframe", str(model)).version
+def _project(checkout: Path, root: Path) -> Path:
+    """A project whose champion is an untrained CIFAKE network, as a checkout makes it; its MLflow model."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); from pathlib import Path; import served\n"
+        "home = served.project(Path(sys.argv[1]))\n"
+        f"model = served.packed(served.detector(home.root / 'detector', side={SIDE}, width=32))\n"
+        "home.promote(home.add(model)); print(model)"
     )
-    settings = (ROOT / "presets/cifake.yaml").read_text()
-    (root / "params.yaml").write_text(settings)
-    (root / "dvc.yaml").write_text("stages: {}\n")
+    python = sys.executable if checkout == ROOT else checkout / ".venv/bin/python"
+    env = {**os.environ, "PYTHONPATH": str(checkout)}
+    done = subprocess.run([python, "-c", code, root], cwd=checkout, env=env, capture_output=True, text=True, check=True)
+    (root / "params.yaml").write_text((ROOT / "presets/cifake.yaml").read_text())
+    return Path(done.stdout.split()[-1])
+
+
+def _model(folder: Path, code: str) -> Path:
+    """What others would serve."""
+    import mlflow
+
+    folder.mkdir()
+    (folder / "model.py").write_text(code)
+    networks.build("cnn", SIDE, {}).save(folder / "network.keras")
+    mlflow.pyfunc.save_model(
+        str(folder / "model"),
+        python_model=str(folder / "model.py"),
+        artifacts={"network": str(folder / "network.keras")},
+        pip_requirements=["mlflow"],
+    )
+    return folder / "model"
 
 
 @contextlib.contextmanager
-def _serving(command: list[str], root: Path, name: str) -> Iterator[Server]:
+def _serving(command: list[str], root: Path, code: Path) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{Path(command[0]).parent}{os.pathsep}{os.environ['PATH']}"
     quiet = {"UVICORN_ACCESS_LOG": "false", "UVICORN_LOG_LEVEL": "warning"}
     env = {
         **os.environ,
         "PATH": path,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(code),
         "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db",
         **quiet,
     }
-    log = root / f"{name}.log"
+    log = root / f"{port}.log"
     began = time.monotonic()
     with log.open("wb") as file:
         process = subprocess.Popen([*command, "--port", str(port)], cwd=root, env=env, stdout=file, stderr=file)
@@ -548,12 +521,13 @@ def _ms(times: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving")
     parser.add_argument("--seconds", type=float, default=6, help="of each measurement")
+    parser.add_argument("--other", type=Path, metavar="PATH", help="another checkout, with a .venv")
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     parser.add_argument("--overload", action="store_true")
     parser.add_argument("--corpus", action="store_true")
     args = parser.parse_args()
     if not (args.soak or args.overload or args.corpus):
-        print(run(args.seconds))
+        print(run(args.seconds, other=args.other))
         return
     with _servers((OURS,)) as servers:
         [server] = servers.values()

@@ -310,7 +310,7 @@ class Register(Section):
 
 
 class Serve(Section):
-    """Limits of the gateway in front of the model servers."""
+    """The gateway: its limits, and who answers."""
 
     max_body_mb: int = Field(64, ge=1, description="MiB of a request's body, at most")
     max_images: int = Field(256, ge=1, description="images in a request, at most")
@@ -321,6 +321,10 @@ class Serve(Section):
     read_s: float = Field(20, gt=0, description="s in which a request has to be here")
     answer_s: float = Field(60, ge=1, description="s in which it is answered")
     poll_s: float = Field(5, gt=0, description="s between two looks at the registry for a new champion")
+    workers: int = Field(1, ge=1, description="processes that answer, each with the champion in memory")
+    references: bool = Field(
+        True, description="whether the reference detectors answer what the champion was not judged on"
+    )
 
 
 class Resources(Section):

@@ -10,13 +10,10 @@ import re
 import sqlite3
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
@@ -28,9 +25,9 @@ EXPERIMENT = "trueframe"
 COMMIT = "TRUEFRAME_COMMIT"
 """The variable by which an image, which has no repository, knows the commit it was built from."""
 _CODE = ("components", "dvc.yaml")
-_STORE = "sqlite:///mlflow.db"
+STORE = "sqlite:///mlflow.db"
 """MLflow's own choice. Where nothing is set, it escapes the folder's name in it, which SQLite takes literally."""
-_FOLDER = "trueframe.folder"
+FOLDER = "trueframe.folder"
 """The tag of the experiment that holds the folder in which the store stood last."""
 _PLACES = (
     "experiments.artifact_location",
@@ -64,7 +61,7 @@ def connect() -> Any:
 
     uri = mlflow.get_tracking_uri()
     if uri.startswith("sqlite:") and not mlflow.is_tracking_uri_set():
-        mlflow.set_tracking_uri(uri := _STORE)
+        mlflow.set_tracking_uri(uri := STORE)
     try:
         _reach(uri)
         database = _database(uri)
@@ -123,7 +120,7 @@ def _settle(database: Path, experiment: Any) -> None:
     here = Path.cwd()
     location = experiment.artifact_location
     beside = database.resolve().parent == here  # a store elsewhere may be that of several folders
-    known = experiment.tags.get(_FOLDER) if beside else str(here)
+    known = experiment.tags.get(FOLDER) if beside else str(here)
     before = Path(known or _stood(location, here))
     if known == str(here) and location == _moved(location, here, here):
         return
@@ -143,7 +140,7 @@ def _settle(database: Path, experiment: Any) -> None:
                 ]
                 store.executemany(f"UPDATE {table} SET {name} = ? WHERE rowid = ?", changed)
                 n_changed += len(changed)
-            tag = (_FOLDER, str(here), experiment.experiment_id)
+            tag = (FOLDER, str(here), experiment.experiment_id)
             if beside:
                 store.execute(
                     "INSERT OR REPLACE INTO experiment_tags (key, value, experiment_id) VALUES (?, ?, ?)", tag
@@ -164,7 +161,7 @@ def _settle(database: Path, experiment: Any) -> None:
 
 def _stood(location: str, here: Path) -> Path:
     """Where a store without the tag stood: where its experiment's files were to go, if they are here now."""
-    path = _path(location)
+    path = local_path(location)
     if path is None or path.parent.name != "mlruns":
         return here
     before = path.parents[1]
@@ -173,7 +170,7 @@ def _stood(location: str, here: Path) -> Path:
 
 def _moved(location: str, before: Path, here: Path) -> str:
     """An artifact location after its folder was moved; one that isn't in there as it is."""
-    path = _path(location)
+    path = local_path(location)
     folder = next((folder for folder in (before, here) if path and path.is_relative_to(folder / "mlruns")), None)
     if path is None or folder is None:
         return location
@@ -185,15 +182,15 @@ def _moved(location: str, before: Path, here: Path) -> str:
 
 def _stayed(location: str, new: str, before: Path) -> bool:
     """Whether files are still in the old place, and nowhere else: the database was moved without them."""
-    old, here = _path(location), _path(new)
+    old, here = local_path(location), local_path(new)
     return bool(old and here and old.exists() and not here.exists()) and not (before / "mlflow.db").exists()
 
 
-def _path(location: str) -> Path | None:
+def local_path(location: str) -> Path | None:
     """The path of an artifact location, where it is one, as it was meant: MLflow writes bare ones unescaped."""
     if location.startswith("file:"):
         parts = urlsplit(location)
-        return None if parts.netloc else Path(url2pathname(parts.path))
+        return None if parts.netloc else Path(unquote(parts.path))
     return Path(location) if location.startswith("/") else None
 
 
@@ -246,6 +243,9 @@ def _reach(uri: str) -> None:
     """Ask a server for its health, or a database for a connection, once; MLflow would go on asking for minutes."""
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme in ("http", "https"):
+        import urllib.error  # what answers a picture from here doesn't need them
+        import urllib.request
+
         parts = urlsplit(uri)
         place = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         with contextlib.suppress(urllib.error.HTTPError):  # it answers, if only to refuse

@@ -3,6 +3,7 @@
 None of them is imported for that: an error is known by the names of its class and of those that this derives from.
 """
 
+import importlib.metadata
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -200,6 +201,22 @@ def _damaged(error: Any) -> str | None:
     )
 
 
+def _absent(error: ImportError) -> str | None:
+    """A package that this project names, and that isn't installed: of which extra it is, by the project's metadata."""
+    module = (error.name or "").partition(".")[0]
+    try:
+        required = importlib.metadata.requires("trueframe") or ()
+    except importlib.metadata.PackageNotFoundError:  # where MLflow serves a version by itself
+        return None
+    for package in required:
+        name, extra = re.split(r"[^\w.-]", package)[0], re.search(r"extra == ['\"](.+?)['\"]", package)
+        if _PACKAGES.get(module, module).replace("_", "-").lower() == name.lower():
+            bring = f"`pip install -e '.[{extra[1]}]'`" if extra else "`pip install -e .`"
+            also = "`make run`, or " if extra and extra[1] == "train" else ""
+            return f"{name} isn't installed here, and this needs it; {also}{bring} in the project's folder brings it"
+    return None
+
+
 def _dvc(error: Any) -> str:
     return f"DVC: {' '.join(str(error).split())[:300] or line(error)}; `dvc status` says more"
 
@@ -209,6 +226,9 @@ def _mlflow(error: Any) -> str:
 
     return stage.refused(error) or tracking.trouble(error)
 
+
+_PACKAGES = {"psycopg2": "psycopg2-binary", "sklearn": "scikit-learn"}
+"""What is called otherwise where it is imported."""
 
 _KINDS: dict[str, Callable[[Any], str | None]] = {
     "mlflow.MlflowException": _mlflow,
@@ -238,6 +258,7 @@ _KINDS: dict[str, Callable[[Any], str | None]] = {
     "scmrepo.SCMError": _dvc,
     "pyarrow.ArrowMemoryError": _memory,
     "builtins.MemoryError": _memory,
+    "builtins.ModuleNotFoundError": _absent,
     "builtins.TimeoutError": _silent,
     "tensorflow.ResourceExhaustedError": _memory,
     "pyarrow.ArrowException": _damaged,

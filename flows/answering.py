@@ -6,11 +6,11 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from components import integrity, tracking
+from components import integrity, registered, tracking
 from components.params import load
 from components.serve import reference
 from components.serve.cascade import Cascade
@@ -42,11 +42,7 @@ def champion() -> str | None:
     if not (begun or Path("params.yaml").exists()):
         return None
     model = load().register_.model
-    if not begun:
-        return None
-    from components.register.registry import Registry
-
-    return Registry(model).champion()
+    return registered.champion(model) if begun else None
 
 
 def name(number: str) -> str:
@@ -55,8 +51,12 @@ def name(number: str) -> str:
 
 
 @contextlib.contextmanager
-def found(number: str) -> Iterator[list[Files]]:
+def found(number: str, *, networks: bool = False) -> Iterator[list[Files]]:
     """A version's files, for a while; of the reference one for each range of sizes.
+
+    Args:
+        number: of the version.
+        networks: whether its Keras networks are wanted too, where its run keeps them.
 
     Raises:
         StageError: there is no such version, or its files are gone or others than those that were registered.
@@ -64,19 +64,21 @@ def found(number: str) -> Iterator[list[Files]]:
     if reference.title(number):
         yield [one.files for one in references(number)]
         return
-    from components.register.registry import Registry
-
     with tempfile.TemporaryDirectory(prefix="trueframe-") as folder:
-        yield [Files.logged(Registry(load().register_.model).fetch(number, Path(folder)))]
+        model = load().register_.model
+        files = Files.logged(registered.fetch(model, number, Path(folder, "model")))
+        if networks:
+            from components.register.registry import Registry
+
+            files = replace(files, networks=Registry(model).networks(number, Path(folder, "run")))
+        yield [files]
 
 
 def detector(number: str) -> Any:
     """A version's detector at work, by itself; of `REFERENCE` all of them."""
     if reference.title(number):
         return Cascade(references(number))
-    from components.register.registry import Registry
-
-    return Registry(load().register_.model).load(number)
+    return registered.load(load().register_.model, number)
 
 
 def together(number: str) -> Cascade:
@@ -114,10 +116,8 @@ class Who:
         if reference.title(self.number):
             beside = references(self.number)
         else:
-            from components.register.registry import SUMS, Registry
-
-            registry = Registry(load().register_.model)
-            own = registry.name, registry.version(self.number).tags.get(SUMS)
+            model = load().register_.model
+            own = model, registered.sums(model, self.number)
             beside = [] if self.alone else reference.beside()
         return json.dumps([self.number, own, [integrity.listed(one.files.card.parent) for one in beside]])
 

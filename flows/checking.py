@@ -57,8 +57,7 @@ def run(asked: Iterable[str], place: Callable[[Path], Path], who: Who, wanted: W
     judge = Judge(who.load, who.number, fetch, wanted.threshold)
     if wanted.jobs > 1:
         share = str(max(1, (os.cpu_count() or 1) // wanted.jobs))
-        for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
-            os.environ.setdefault(name, share)
+        os.environ.setdefault("OMP_NUM_THREADS", share)
     counts: Counter[str] = Counter()
     answered: Counter[str] = Counter()
     if not wanted.outputs:

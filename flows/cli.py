@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from components.stage import StageError, fail, one_line, read_json
@@ -303,18 +304,21 @@ def check(
 def serve(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5001,
     host: str = "127.0.0.1",
-    workers: Annotated[int, typer.Option(min=1, help="model servers, each with the network in memory")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes that answer; else as `serve.workers` says")
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="move to each new champion, without a failed request")
     ] = False,
 ) -> None:
-    """`mlflow models serve` for the champion, behind a gateway with limits, keys, uploads and metrics."""
+    """The champion over HTTP, with limits, keys, uploads and metrics."""
     from components.params import load
     from flows import serving
 
     settings = load()
     name = settings.register_.model
-    serving.serve(name, settings.serve, settings.monitor, host, port, workers, follow=follow)
+    n = workers or settings.serve.workers
+    serving.serve(name, settings.serve, settings.monitor, host, port, n, follow=follow)
 
 
 @app.command()
@@ -350,7 +354,7 @@ def export(
 
     number = answering.version(version)
     target = _from_start(folder)
-    with answering.found(number) as files:
+    with answering.found(number, networks=format_ == "litert") as files:
         written = exports.export(files, number, format_, target)
     size = sum(path.stat().st_size for path in written) / 2**20
     print(f"{target}: {answering.name(number)}, {len(written)} files, {size:.1f} MiB")
@@ -458,7 +462,7 @@ def doctor() -> None:
     table = Table("", "what", "finding")
     for finding in examination.examine():
         healthy &= finding.ok
-        table.add_row("[green]ok[/]" if finding.ok else "[red]no[/]", finding.what, finding.text)
+        table.add_row("[green]ok[/]" if finding.ok else "[red]no[/]", finding.what, escape(finding.text))
     console.print(table)
     if not healthy:
         raise SystemExit(1)
@@ -513,6 +517,7 @@ def _kubeflow(image: str | None, root: str | None) -> Any:
 
 def main() -> None:
     """The entry point: from the project's folder, with one line for every failure that a person can act on."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # it would look for some in every package that is installed
     with one_line():
         os.chdir(_root())
         _own_environment()

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from components.stage import FLOW_PID, replace
@@ -93,7 +94,13 @@ def stage(name: str, *arguments: str) -> list[str]:
 
 
 def dvc(*arguments: str) -> list[str]:
-    """A DVC command."""
+    """A DVC command.
+
+    Raises:
+        ModuleNotFoundError: DVC isn't installed, as where nothing is trained.
+    """
+    if find_spec("dvc") is None:
+        raise ModuleNotFoundError("No module named 'dvc'", name="dvc")
     return [sys.executable, "-m", "dvc", *arguments]
 
 
@@ -128,11 +135,12 @@ def mend() -> None:
     Links into DVC's cache hold its absolute path, and lead to the old place, or nowhere, once the cache was moved or
     copied with its folder.
     """
+    where = dvc("cache", "dir")
     dvc_.mend()
     links = [p for folder in ("data", "artifacts") for p in Path(folder).rglob("*") if p.is_symlink()]
     if not links:
         return
-    answer = subprocess.run(dvc("cache", "dir"), env=environment(), capture_output=True, text=True)
+    answer = subprocess.run(where, env=environment(), capture_output=True, text=True)
     cache = Path(answer.stdout.rstrip("\n"))
     for link in links:
         target = link.readlink()

@@ -11,7 +11,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path, PurePosixPath
 
 from components import params, tracking, troubles
@@ -33,6 +33,11 @@ def examine() -> Iterator[Finding]:
     for what, look in _LOOKS.items():
         try:
             yield Finding(what, True, look())
+        except ModuleNotFoundError as error:
+            absent = troubles.told(error)
+            if absent is None:
+                raise
+            yield Finding(what, True, absent)  # where nothing is trained, that is no fault
         except Exception as error:
             text = str(error) if isinstance(error, StageError | OSError) else troubles.told(error)
             if text is None:
@@ -41,8 +46,9 @@ def examine() -> Iterator[Finding]:
 
 
 def _versions() -> str:
-    names = ("tensorflow", "keras", "mlflow", "prefect", "dvc", "great-expectations")
-    return ", ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)])
+    names = ("tensorflow", "keras", "mlflow-skinny", "prefect", "dvc", "great-expectations")
+    here = [f"{name} {version(name)}" for name in names if any(distributions(name=name))]
+    return ", ".join([f"python {platform.python_version()}", *here])
 
 
 def _settings() -> str:

@@ -340,7 +340,4 @@ def _root(settings: Kubeflow) -> str:
 def _kfp(module: str | None = None) -> Any:
     from importlib import import_module
 
-    try:
-        return import_module(f"kfp.{module}" if module else "kfp")
-    except ModuleNotFoundError:
-        raise StageError("kfp is not installed; `pip install trueframe[kubeflow]` brings it") from None
+    return import_module(f"kfp.{module}" if module else "kfp")

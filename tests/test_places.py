@@ -313,10 +313,10 @@ def test_links_into_a_shared_cache_stay(tmp_path: Path, versioned: Path, monkeyp
 def test_a_stage_by_hand_does_not_write_into_the_cache(tmp_path: Path, link: Callable[[Path, Path], None]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "cached").write_text("of another run")
-    link(tmp_path / "cached", tmp_path / "out/decision.json")
+    link(tmp_path / "cached", tmp_path / "out/detector.onnx")
     (tmp_path / "out/run.json").write_text("its own")
     stage.apart(tmp_path / "out")
-    (tmp_path / "out/decision.json").write_text("new")
+    (tmp_path / "out/detector.onnx").write_text("new")
     assert (tmp_path / "cached").read_text() == "of another run"
     assert (tmp_path / "out/run.json").read_text() == "its own"
 
@@ -336,7 +336,8 @@ def test_make_notices_an_environment_that_was_made_elsewhere(tmp_path: Path, nam
         shutil.copy(ROOT / file, folder / file)
     assert planned(folder)[0] == "python3.11 -m venv .venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", ".venv"], cwd=folder, check=True)
-    (folder / ".venv/.ready").touch()
+    for made in ("bin/uv", ".ready"):
+        (folder / ".venv" / made).touch()
     assert planned(folder) == [".venv/bin/trueframe run"]
     copy = shutil.copytree(folder, tmp_path / "copy", symlinks=True)
     assert planned(copy)[0] == "python3.11 -m venv --clear .venv" and planned(copy)[-1] == ".venv/bin/trueframe run"

@@ -57,15 +57,15 @@ def test_a_password_among_the_settings_is_refused_and_not_repeated(tmp_path: Pat
     assert params.load(path).tune.storage
 
 
-LOCKS = ["requirements.lock", *sorted(f"deploy/{path.name}" for path in (ROOT / "deploy").glob("*.lock"))]
+LOCK = ROOT / "requirements.lock"
 
 
-def locked(lock: Path) -> dict[tuple[str, str], str]:
-    """What a lock says of each package, by name and version."""
-    entries = re.split(r"^(?=[\w.-]+==)", lock.read_text(), flags=re.MULTILINE)[1:]
+def locked() -> dict[tuple[str, str], str]:
+    """What the lock says of each package, by name and version."""
+    entries = re.split(r"^(?=[\w.-]+==)", LOCK.read_text(), flags=re.MULTILINE)[1:]
     names = [re.match(r"([\w.-]+)==([^\s;\\]+)", entry) for entry in entries]
     found = {(name[1].lower(), name[2]): entry for name, entry in zip(names, entries, strict=True) if name}
-    assert len(found) > 100, lock
+    assert len(found) > 100
     return found
 
 
@@ -79,44 +79,40 @@ def make(*arguments: str, cwd: Path = ROOT) -> str:
     return done.stdout
 
 
-def test_the_audit_reads_every_lock() -> None:
-    [line] = make("-n", "-o", ".venv/.ready", "audit").splitlines()
+def test_the_audit_reads_the_lock() -> None:
+    [line] = make("-n", "-o", ".venv/.dev", "audit").splitlines()
     said = shlex.split(line)
     assert "pip-audit" in said[0] and {"--require-hashes", "--disable-pip", "--strict"} <= set(said)
-    read = [after for option, after in pairwise(said) if option == "--requirement"]
-    assert len(LOCKS) == 4 and sorted(read) == sorted(LOCKS)
-    # They are those that the images are built of, and that `make lock` makes.
-    built = re.findall(r"LOCK=(\S+\.lock)", (ROOT / "deploy/Dockerfile").read_text())
-    assert {*built, "requirements.lock"} == set(LOCKS)
-    assert all(f"-o {lock}\n" in make("-n", "-o", ".venv/.ready", "lock") for lock in LOCKS)
+    assert [after for option, after in pairwise(said) if option == "--requirement"] == [LOCK.name]
+    # It is that which `make lock` makes of all extras, those of the images too, and there is no other.
+    made = shlex.split(make("-n", "-o", ".venv/bin/uv", "lock").replace("\\\n", ""))
+    assert {"--all-extras", "--generate-hashes", "pyproject.toml"} <= set(made) and made[-1] == LOCK.name
+    names = subprocess.run(["git", "ls-files", "*.lock"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert names.stdout.split() == [LOCK.name]
 
 
 def test_the_sbom_names_every_locked_package(tmp_path: Path) -> None:
     pytest.importorskip("cyclonedx_py", reason="cyclonedx-bom is not installed")
-    for name in ("Makefile", "pyproject.toml", *LOCKS):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("Makefile", "pyproject.toml", LOCK.name):
         shutil.copy(ROOT / name, tmp_path / name)
-    make("-o", ".venv/.ready", "sbom", cwd=tmp_path)
-    for lock in LOCKS:
-        sbom = lock.replace("requirements", "sbom").replace(".lock", ".json")
-        parts = json.loads((tmp_path / sbom).read_text())["components"]
-        assert locked(tmp_path / lock).keys() <= {(part["name"].lower(), part.get("version")) for part in parts}, sbom
-        assert subprocess.run(["git", "check-ignore", "-q", sbom], cwd=ROOT).returncode == 0, sbom
+    make("-o", ".venv/.dev", "sbom", cwd=tmp_path)
+    parts = json.loads((tmp_path / "sbom.json").read_text())["components"]
+    assert locked().keys() <= {(part["name"].lower(), part.get("version")) for part in parts}
+    assert subprocess.run(["git", "check-ignore", "-q", "sbom.json"], cwd=ROOT).returncode == 0
 
 
 def test_every_locked_package_has_hashes() -> None:
-    for lock in LOCKS:
-        assert all("--hash=sha256:" in entry for entry in locked(ROOT / lock).values()), lock
+    assert all("--hash=sha256:" in entry for entry in locked().values())
 
 
 def test_what_is_installed_is_installed_by_its_hashes(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path / name)
-    lines = make("-n", ".venv/.ready", cwd=tmp_path).splitlines()
+    lines = make("-n", ".venv/.base", ".venv/.dev", cwd=tmp_path).splitlines()
     image = (ROOT / "deploy/Dockerfile").read_text()
     installs = [line for line in (*lines, *image.splitlines()) if re.search(r"\bpip install\b", line)]
-    assert len(installs) == 5
+    assert len(installs) == 9
     for line in installs:
-        # The locked packages; this one, which brings none along; and what installs them.
-        lock = re.search(r"--require-hashes -r \S*requirements\.lock$", line.removesuffix(" \\"))
+        # The packages of a level, by the one lock; this one, which brings none along; and what installs them.
+        lock = "--require-hashes -c requirements.lock -r pyproject.toml" in line
         assert lock or " --no-deps -e" in line or " --no-deps --editable" in line or line.endswith("pip install -q uv")

@@ -12,10 +12,13 @@ from PIL import Image
 
 from components import images, parallel, robustness, shards, stage, tracking
 from components import metrics as figures
+from components.detector import build
+from components.detector.build import Member
+from components.detector.familiarity import Familiarity
+from components.detector.file import Network
 from components.evaluate import decision as decisions
 from components.evaluate import scope
 from components.evaluate.decision import Scored
-from components.networks.familiarity import Familiarity
 from components.params import Equalise, Evaluate
 from components.stage import StageError, read_json, read_table
 
@@ -46,8 +49,8 @@ def evaluate(
         index_path: from preprocess.
         arrays: from preprocess.
         data: folder of the shards.
-        out: folder to write: `metrics.json`, `predictions.parquet`, `degraded.parquet`, `decision.json`,
-            `familiar.npz`, `run.json`, pictures, `report.html` and `model_card.md`.
+        out: folder to write: `detector.onnx` (see `detector.build.finished`), `metrics.json`, `predictions.parquet`,
+            `degraded.parquet`, `run.json`, pictures, `report.html` and `model_card.md`.
 
     Returns:
         What `metrics.json` holds.
@@ -56,12 +59,11 @@ def evaluate(
         StageError: a member was not trained yet.
     """
     from components.evaluate import card, plots, report
-    from components.networks.inference import Ensemble, Member, Scorer
 
-    networks = {member: trained / member / "network.keras" for member in views}
-    for member, network in networks.items():
-        if not network.exists():
-            raise StageError(f"{network} is missing: {member} was not trained; `dvc repro train@{member}` does that")
+    graphs = {member: trained / member / "network.onnx" for member in views}
+    for member, graph in graphs.items():
+        if not graph.exists():
+            raise StageError(f"{graph} is missing: {member} was not trained; `dvc repro train@{member}` does that")
     everything = read_table(index_path)
     index = everything[everything["split"].isin(["validation", "test", shards.REGRESSION])].reset_index(drop=True)
     equalise = read_json(arrays / "made.json")["equalise"]
@@ -69,14 +71,15 @@ def evaluate(
     held, test = (index["split"] == "validation").to_numpy(), (index["split"] == "test").to_numpy()
     files = shards.paths(data, index["source"].unique())
 
-    scorers = [Scorer(network) for network in networks.values()]
-    each = [_logits(scorer, index, arrays, view) for scorer, view in zip(scorers, views.values(), strict=True)]
+    each = [_logits(Network(graphs[member]), index, arrays, view) for member, view in views.items()]
     temperatures = [decisions.calibrate(Scored(z[held], labels[held])) for z in each] if len(each) > 1 else [1.0]
-    ensemble = Ensemble([Member(*m) for m in zip(scorers, views.values(), temperatures, strict=True)])
+    members = [Member(n, graphs[n].read_bytes(), v, t) for (n, v), t in zip(views.items(), temperatures, strict=True)]
+    joined = build.joined(members)
+    network = Network(joined)
     logits = np.stack([z / np.float32(t) for z, t in zip(each, temperatures, strict=True)]).mean(axis=0)
 
     def degraded(rows: pd.DataFrame, which: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
-        return _degraded(ensemble, equalise, rows, files, which, what)
+        return _degraded(network, list(views.values()), equalise, rows, files, which, what)
 
     decision, familiar = _decide(index, logits, labels, held, settings, degraded)
     p = decision.probabilities(logits)
@@ -86,8 +89,12 @@ def evaluate(
     after = _after_degradation(index[test], decision, settings, degraded)
     result["robustness"] = _robustness(after, decision, settings)
 
+    limits = scope.sides(index[held], files, views.values(), Equalise(**equalise) if equalise else None)
+    about = {**asdict(decision), "equalise": equalise, "scope": limits}
+    detector = build.finished(joined, members, familiar, about)
     out.mkdir(parents=True, exist_ok=True)
     stage.apart(out)
+    (out / "detector.onnx").write_bytes(detector)
     pictures = {
         stem: out / f"{stem}.png" for stem in ("curves", "risk", "scores", "robustness", "mistakes", "examples")
     }
@@ -97,28 +104,23 @@ def evaluate(
     plots.robustness(result, pictures["robustness"])
     _contact_sheets(index[test], labels[test], p[test], decision, files, pictures)
     pictures["explanations"] = out / "explanations.png"
-    result["explanation"] = _explain(ensemble, equalise, index[test], p[test], files, pictures["explanations"])
+    result["explanation"] = _explain(Network(detector), equalise, index[test], p[test], files, pictures["explanations"])
     report.write(name, list(views), result, decision, settings, pictures, out / "report.html")
     card.write(name, views, result, decision, settings, _training_data(everything, data), out / "model_card.md")
     index.assign(probability=p)[PREDICTIONS].to_parquet(out / "predictions.parquet", index=False)
     after.to_parquet(out / "degraded.parquet", index=False)
-    members = [{"name": n, "view": v, "temperature": t} for (n, v), t in zip(views.items(), temperatures, strict=True)]
-    sight = {"members": members} if len(members) > 1 else {"view": members[0]["view"]}
-    limits = {"scope": scope.sides(index[held], files, views.values(), Equalise(**equalise) if equalise else None)}
-    content = {**asdict(decision), **sight, "equalise": equalise, **limits}
-    (out / "decision.json").write_text(json.dumps(content, indent=2) + "\n")
-    familiar.save(out / "familiar.npz")
     _log(name, trained, list(views), result, out)
     return result
 
 
-def _logits(scorer: Any, index: pd.DataFrame, arrays: Path, view: str) -> np.ndarray:
+def _logits(network: Network, index: pd.DataFrame, arrays: Path, view: str) -> np.ndarray:
     logits = np.empty(len(index), np.float32)
     progress = parallel.Progress("images scored", len(index))
     for shard, part in index.groupby("shard"):
         pixels = np.load(arrays / view / f"{shard}.npy", mmap_mode="r")
         for block in parallel.batched(part.index, 1024):
-            logits[block] = scorer.logits(pixels[index.loc[block, "row"].to_numpy()])
+            seen = {"pixels": pixels[index.loc[block, "row"].to_numpy()]}
+            logits[block] = network.outputs(seen, ["logit"])["logit"]
             progress.add(len(block))
     return logits
 
@@ -231,7 +233,13 @@ def _robustness(after: pd.DataFrame, decision: decisions.Decision, settings: Eva
 
 
 def _degraded(
-    ensemble: Any, equalise: Any, rows: pd.DataFrame, files: dict[str, Path], which: np.ndarray, what: str
+    network: Network,
+    views: list[str],
+    equalise: Any,
+    rows: pd.DataFrame,
+    files: dict[str, Path],
+    which: np.ndarray,
+    what: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images after entries of the grid: logits of shape (n, k), for places in it of the same shape.
 
@@ -244,13 +252,13 @@ def _degraded(
     def tasks() -> Iterator[tuple[list[int], list[bytes], np.ndarray, list[str], Any]]:
         for batch in parallel.batched(shards.load(files, rows), max(1, _BATCH // k)):
             places = [place[label] for label, _ in batch]
-            yield places, [data for _, data in batch], which[places], ensemble.views, equalise
+            yield places, [data for _, data in batch], which[places], views, equalise
 
     progress = parallel.Progress(what, n)
     for places, pixels in parallel.ordered_map(_degrade, tasks()):
-        scored, found = ensemble.outputs(pixels)
-        logits[places] = scored.reshape(-1, k)
-        for number, row in zip(places, found[::k], strict=True):
+        found = network.outputs(dict(zip(network.inputs, pixels, strict=True)), ["logit", "features"])
+        logits[places] = found["logit"].reshape(-1, k)
+        for number, row in zip(places, found.get("features", np.empty((len(places) * k, 0)))[::k], strict=True):
             features[number] = row
         progress.add(len(places))
     return logits, np.stack(features)
@@ -292,24 +300,23 @@ def _contact_sheets(
 
 
 def _explain(
-    ensemble: Any, equalise: Any, rows: pd.DataFrame, p: np.ndarray, files: dict[str, Path], path: Path
+    network: Network, equalise: Any, rows: pd.DataFrame, p: np.ndarray, files: dict[str, Path], path: Path
 ) -> dict[str, Any]:
     """Draw where the evidence lies in some images, and compare exact maps with occlusion."""
+    from components.detector import evidence
     from components.evaluate import plots
-    from components.networks import explain
 
     chosen = rows.groupby("label").sample(_EXPLAINED // 2, random_state=1, replace=True).index.unique()
     score = pd.Series(p, rows.index)
     shown, agreements, exact = [], [], False
     for row, stored in _images(rows.loc[chosen], files).items():
         image = images.equalise(stored, equalise)
-        found, exact = explain.evidence(ensemble, image)
-        shown.append((image, explain.overlay(image, found), str(rows.loc[row, "label"]), float(score[row])))
-        for member in ensemble.members:
-            if member.scorer.decomposes:
-                pixels = images.render(image, member.view).reshape(-1, *images.view_shape(member.view)[-3:])[0]
-                occluded = explain.occlusion_map(member.scorer, pixels)
-                agreements.append(explain.agreement(member.scorer.activation_map(pixels), occluded))
+        found, exact = evidence.evidence(network, image)
+        shown.append((image, evidence.overlay(image, found), str(rows.loc[row, "label"]), float(score[row])))
+        first = {name: x if x.ndim == 3 else x[:1] for name, x in network.render(image).items()}
+        maps = evidence.activation_maps(network, first)
+        occluded = evidence.occlusion_maps(network, first) if maps else {}
+        agreements += [evidence.agreement(of[0], occluded[name][0]) for name, of in maps.items()]
     plots.explanations(shown, path)
     known = [value for value in agreements if np.isfinite(value)]
     return {

@@ -149,9 +149,15 @@ def mirrored(network: Any) -> Any:
         raise StageError(f"network {network.name} has no global average pooling before its head; take `mirror` out")
     body = keras.Model(network.input, pooling.input, name="body")
     pixels = keras.Input(network.input_shape[1:])
-    turned = keras.ops.flip(body(keras.ops.flip(pixels, axis=2)), axis=2)
+
+    def turned(x: Any) -> Any:
+        return keras.ops.take(x, list(range(x.shape[2]))[::-1], axis=2)
+
+    # Both in one batch: the network runs once, over twice as many images.
+    found = body(keras.ops.concatenate([pixels, turned(pixels)], axis=0))
+    own, other = keras.ops.unstack(keras.ops.reshape(found, (2, -1, *found.shape[1:])), axis=0)
     average = keras.layers.Average(dtype=pooling.dtype_policy)  # in whatever the network itself computes in
-    x = pooling(average([body(pixels), turned]))
+    x = pooling(average([own, turned(other)]))
     for layer in network.layers[network.layers.index(pooling) + 1 :]:
         x = layer(x)
     return keras.Model(pixels, x, name=network.name)

@@ -8,6 +8,7 @@ from keras import layers
 
 from components import networks
 from components.networks import register
+from components.networks.layers import Resized
 from components.networks.pretrained import check_learned
 from components.stage import StageError
 
@@ -91,7 +92,7 @@ def _of_preset(preset: str, side: int) -> tuple[Any, Any]:
     except ImportError:
         raise StageError(
             f"foundation: {preset} is neither a network here nor a .keras file, and keras-hub, which may know it, "
-            "isn't installed; `pip install 'trueframe[foundation]'` does that"
+            "isn't installed; `pip install -e '.[foundation]'` in the project's folder does that"
         ) from None
     try:
         backbone = keras_hub.models.Backbone.from_preset(preset)
@@ -104,7 +105,7 @@ def _of_preset(preset: str, side: int) -> tuple[Any, Any]:
     inputs = x = keras.Input((side, side, 3))
     height, width = encoder.inputs[0].shape[1:3]
     if (height or side, width or side) != (side, side):
-        x = layers.Resizing(height, width, antialias=True)(x)
+        x = Resized(height, width)(x)
     x = layers.Rescaling(*_range(keras_hub, preset))(x)
     return inputs, encoder(dict.fromkeys(encoder.input, x) if isinstance(encoder.input, dict) else x)
 

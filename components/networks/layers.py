@@ -49,3 +49,43 @@ class Clip(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """With the limit."""
         return {**super().get_config(), "limit": self.limit}
+
+
+@keras.saving.register_keras_serializable("trueframe")
+class Resized(keras.layers.Layer):
+    """Images of another size: bilinear, and where they shrink, over as many pixels as become one.
+
+    Two products of matrices, so that every runtime computes the same.
+
+    Args:
+        height: in px.
+        width: in px.
+    """
+
+    def __init__(self, height: int, width: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.height, self.width = height, width
+
+    def call(self, x: Any) -> Any:
+        """From (n, h, w, c) to (n, height, width, c)."""
+        _, height, width, channels = x.shape
+        rows = ops.cast(_shares(height, self.height), x.dtype)
+        columns = ops.cast(_shares(width, self.width), x.dtype)
+        x = ops.matmul(rows, ops.reshape(x, (-1, height, width * channels)))
+        return ops.matmul(columns, ops.reshape(x, (-1, self.height, width, channels)))
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        """(n, height, width, c)."""
+        return input_shape[0], self.height, self.width, input_shape[3]
+
+    def get_config(self) -> dict[str, Any]:
+        """With the size."""
+        return {**super().get_config(), "height": self.height, "width": self.width}
+
+
+def _shares(before: int, after: int) -> np.ndarray:
+    """How much each of `before` pixels in a line adds to each of `after`: float32, shape (after, before)."""
+    scale = before / after
+    centres = (np.arange(after) + 0.5) * scale
+    shares = np.maximum(0, 1 - np.abs(np.arange(before) + 0.5 - centres[:, None]) / max(1, scale))
+    return (shares / shares.sum(1, keepdims=True)).astype(np.float32)

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 import components
-from components import networks
 from components.stage import StageError
 
-# The reference detector is made of MobileNetV2 with its ImageNet weights.
-_HERE = {"MobileNetV2": Path(components.__file__).parents[1] / "models/photo/network.keras"}
+# ImageNet weights that come with the project, rounded to 11 significant bits: `<layer>/<number>` of each array.
+_HERE = {"MobileNetV2": Path(components.__file__).parents[1] / "models/backbones/MobileNetV2.npz"}
 
 
 def backbone(builder: str, x: Any, weights: str, **options: Any) -> Any:
@@ -47,7 +47,10 @@ def backbone(builder: str, x: Any, weights: str, **options: Any) -> Any:
                 ) from None
             found = build(None)
             if _take_from_here(found, builder):
-                print(f"the ImageNet weights of {builder} can't be fetched here; taking models/photo's", flush=True)
+                print(
+                    f"the ImageNet weights of {builder} can't be fetched here; taking those in models/backbones",
+                    flush=True,
+                )
                 return found
             print(f"the ImageNet weights of {builder} can't be fetched here; training from scratch", flush=True)
             return _from_scratch(found, weights)
@@ -75,12 +78,12 @@ def _take_from_here(found: Any, builder: str) -> bool:
     """Give a network of Keras the weights that the repository holds, if they are its."""
     if builder not in _HERE or not _HERE[builder].is_file():
         return False
-    there = {layer.name: layer.get_weights() for layer in networks.load(_HERE[builder]).layers}
-    learning = [layer for layer in found.layers if layer.weights]
-    if any([w.shape for w in there.get(x.name, [])] != [tuple(w.shape) for w in x.weights] for x in learning):
-        return False  # narrower, say
-    for layer in learning:
-        layer.set_weights(there[layer.name])
+    with np.load(_HERE[builder]) as there:
+        learning = {f"{x.name}/{number}": w for x in found.layers for number, w in enumerate(x.weights)}
+        if any(name not in there or there[name].shape != tuple(w.shape) for name, w in learning.items()):
+            return False  # narrower, say
+        for name, variable in learning.items():
+            variable.assign(there[name])
     return True
 
 

@@ -139,7 +139,8 @@ def _engine(name: str) -> Any:
         if error.name != "ray":
             raise
         raise StageError(
-            "engine.preprocess is ray, which is not installed; `pip install 'trueframe[ray]'`, or make it local"
+            "engine.preprocess is ray, which is not installed; `pip install -e '.[ray]'` in the project's folder, or "
+            "make it local"
         ) from None
     return cluster.decode
 

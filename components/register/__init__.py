@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,12 +28,14 @@ from components.register.registry import (
     CHAMPION,
     FAILED,
     LINEAGE,
+    NETWORKS,
     SUMS,
     Gone,
     Registry,
     Version,
 )
 from components.serve import environment
+from components.serve.files import Files
 from components.serve.reference import Reference, beside, title
 from components.stage import StageError, read_json, read_table
 
@@ -42,8 +44,6 @@ _DECISION = "gate"
 _AGAINST = "gate_against"
 _RULES = "gate_rules"
 _SIZE = "network_bytes"
-_BESIDE = {"decision": "decision.json", "familiar": "familiar.npz", "card": "model_card.md"}
-"""What a detector consists of beside its network, by the names that MLflow's model has for them."""
 _ROUNDS = 15  # of one image through both detectors
 _AT_ONCE = 8  # degraded pictures held in memory
 _MOST = 2000  # test images that a reference detector is asked about
@@ -135,9 +135,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _networks(inputs: Inputs, name: str) -> dict[str, Path]:
-    """The files of a candidate's networks, by the names of its members."""
-    members = _read(inputs.evaluations / name / "decision.json").get("members", [{"name": name}])
+    """A candidate's Keras networks, by the names of its members."""
+    members = _detector(inputs, name).fitted["members"]
     return {m["name"]: inputs.models / m["name"] / "network.keras" for m in members}
+
+
+def _detector(inputs: Inputs, name: str) -> Files:
+    files = Files.kept(inputs.evaluations / name)
+    if not files.detector.exists():
+        raise StageError(f"{files.detector}: not here; `dvc repro` or `trueframe run` evaluates the candidate first")
+    return files
 
 
 def _identity(inputs: Inputs, name: str) -> str:
@@ -146,7 +153,7 @@ def _identity(inputs: Inputs, name: str) -> str:
     for file in _networks(inputs, name).values():
         with zipfile.ZipFile(file) as network:
             digest.update(network.read("model.weights.h5"))
-    digest.update((inputs.evaluations / name / "decision.json").read_bytes())
+    digest.update(json.dumps(_detector(inputs, name).fitted, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -194,7 +201,7 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
     )
     package = Path(components.__file__).parent
     run_id = tracking.active(mlflow, _read(inputs.evaluations / name / "run.json")["run_id"])
-    card = inputs.evaluations / name / "model_card.md"
+    own = _detector(inputs, name)
     with (
         tempfile.TemporaryDirectory() as scratch,
         mlflow.start_run(run_id=run_id, run_name=None if run_id else name) as run,
@@ -202,10 +209,11 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
     ):
         warnings.filterwarnings("ignore", message=".*[Ii]nput example.*")
         # Copies, since DVC may keep a link to its cache at each path, and MLflow refuses what leads elsewhere.
-        files = {"network": _gathered(_networks(inputs, name), Path(scratch))}
-        for key, file in _BESIDE.items():
-            files[key] = Path(shutil.copyfile(inputs.evaluations / name / file, Path(scratch, file)))
-        sums = integrity.sums(_each(files.values()))
+        files = {
+            key: Path(shutil.copyfile(file, Path(scratch, file.name)))
+            for key, file in (("detector", own.detector), ("card", own.card))
+        }
+        sums = integrity.sums({file.name: file for file in files.values()})
         files["sums"] = Path(scratch, integrity.NAME)
         files["sums"].write_text(sums)
         logged = mlflow.pyfunc.log_model(
@@ -213,27 +221,29 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
             python_model=str(package / "serve" / "pyfunc.py"),
             artifacts={key: str(file) for key, file in files.items()},
             code_paths=[str(package)],
-            pip_requirements=environment.pinned(environment.packages(_networks(inputs, name).values())),
+            pip_requirements=environment.pinned(environment.PACKAGES),
             signature=signature,
         )
         stored = _stored(mlflow, logged.model_uri, sums, Path(scratch, "stored"))
         for file, text in {**tracking.recorded(inputs.params), integrity.NAME: stored}.items():
             mlflow.log_text(text, f"{LINEAGE}/{file}")
+        for member, network in _networks(inputs, name).items():
+            copy = shutil.copyfile(network, Path(scratch, f"{member}.keras"))
+            mlflow.log_artifact(str(copy), NETWORKS)
     try:
         client.create_registered_model(registry.name)
     except mlflow.exceptions.MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    threshold = _read(inputs.evaluations / name / "decision.json")["threshold"]
     tags = {
         _IDENTITY: identity,
         SUMS: hashlib.sha256(stored.encode()).hexdigest(),
         "candidate": name,
         "run_id": run.info.run_id,
-        "threshold": repr(threshold),
+        "threshold": repr(own.fitted["threshold"]),
         **{k: f"{scores[k]:.4f}" for k in ("balanced_accuracy", "accuracy", "auroc") if scores[k] is not None},
         "test_images": str(scores["n"]),
-        _SIZE: str(sum(file.stat().st_size for file in _networks(inputs, name).values())),
+        _SIZE: str(own.detector.stat().st_size),
         **tracking.lineage(inputs.params),
     }
     client.create_model_version(
@@ -241,30 +251,9 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
         logged.model_uri,
         run.info.run_id,
         tags=tags,
-        description=_description(card.read_text()),
+        description=_description(own.card.read_text()),
         model_id=logged.model_id,
     )
-
-
-def _gathered(networks: dict[str, Path], folder: Path) -> Path:
-    """A copy of the one network's file, or a folder with those of all members."""
-    if len(networks) == 1:
-        [file] = networks.values()
-        return Path(shutil.copyfile(file, folder / file.name))
-    together = folder / "networks"
-    together.mkdir()
-    for name, file in networks.items():
-        shutil.copyfile(file, together / f"{name}.keras")
-    return together
-
-
-def _each(files: Iterable[Path]) -> dict[str, Path]:
-    """Files, and those in folders, by the names that they have beside each other."""
-    found: dict[str, Path] = {}
-    for file in files:
-        parts = file.rglob("*") if file.is_dir() else [file]
-        found |= {part.relative_to(file.parent).as_posix(): part for part in parts if part.is_file()}
-    return found
 
 
 def _stored(mlflow: Any, uri: str, sums: str, folder: Path) -> str:

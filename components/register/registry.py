@@ -23,15 +23,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from components import integrity, stage, tracking
+from components.registered import CHAMPION, SUMS
 from components.stage import StageError
 
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHALLENGER = "challenger"
 FAILED = "gate_failed"
 """The tag that names the gate's rules that a version fails, separated by commas."""
 OVERRULED = "gate_overruled"
 """The tag that says who promoted a version despite these, when and why."""
-SUMS = "files_sha256"
-"""The tag that holds the SHA-256 of the list of a version's files."""
+NETWORKS = "networks"
+"""The folder of a version's run that holds its Keras networks, for a warm start or LiteRT."""
 LINEAGE = "lineage"
 """The folder of a version's run that holds the list of its files, and the settings and locks by which it was made."""
 _EVENT = "champion."
@@ -211,15 +212,23 @@ class Registry:
             StageError: there is no such version, the store fails, or its files are others than were registered.
             Gone: its files are gone or damaged.
         """
-        from components import networks
+        from components.serve.files import Files
 
         with tempfile.TemporaryDirectory(prefix="trueframe-") as scratch:
-            files = self.fetch(number, Path(scratch))
-            networks.load_keras()
-            try:
-                return self.mlflow.pyfunc.load_model(str(files)).unwrap_python_model().detector
-            except (self.mlflow.exceptions.MlflowException, OSError, KeyError, ValueError) as error:
-                raise self._unusable(number, error) from None
+            return Files.logged(self.fetch(number, Path(scratch))).load(number)
+
+    def networks(self, number: str, folder: Path) -> dict[str, Path]:
+        """A version's Keras networks by the names of its members; none where its run keeps none.
+
+        Args:
+            number: of the version.
+            folder: an empty one.
+        """
+        with contextlib.suppress(self.mlflow.exceptions.MlflowException, OSError):
+            self.mlflow.artifacts.download_artifacts(
+                run_id=self.version(number).run_id, artifact_path=NETWORKS, dst_path=str(folder)
+            )
+        return {path.stem: path for path in (folder / NETWORKS).glob("*.keras")}
 
     def look(self, number: str) -> None:
         """See that a version's files are there, without fetching them.

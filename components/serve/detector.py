@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import math
 import os
 import threading
@@ -18,13 +17,13 @@ import numpy as np
 from PIL import Image
 
 from components import images, parallel
-from components.networks.explain import evidence, overlay
-from components.networks.familiarity import Familiarity
-from components.networks.inference import Ensemble, Member, Scorer
+from components.detector.evidence import evidence, overlay
+from components.detector.file import Network, about
 from components.serve import provenance
 from components.serve.encoded import decoded
 from components.serve.provenance.credentials import trust_list
 from components.serve.provenance.text import why
+from components.stage import StageError
 
 FIELDS = ("label", "probability", "verdict", "threshold", "model_version", "provenance", "warnings", "error")
 _BLOCK = 256  # images in one go, at most
@@ -42,7 +41,7 @@ UNFAMILIAR = "unlike the pictures that this detector was judged on"
 class Opened:
     """One file, decoded: what each network sees, or why there is nothing to see."""
 
-    pixels: list[np.ndarray] | None
+    pixels: dict[str, np.ndarray] | None
     image: Image.Image | None = None
     size: tuple[int, int] = (0, 0)
     quality: float | None = None
@@ -104,35 +103,36 @@ class Scope:
 
 
 class Detector:
-    """A trained network, or several that answer together, with the decision.
+    """One network or several that answer together, with the decision: a detector's file at work.
+
+    Its answers may be asked for from several threads at once.
 
     Args:
-        network: path of a `.keras` file; of an ensemble, the folder with one for each member, named after it.
-        decision: path of the `decision.json` that was fitted for it.
-        familiar: path of the `familiar.npz` that was fitted for it.
+        file: path of it (see `components.detector.file`).
         version: that answers name.
+
+    Raises:
+        StageError: it is no detector's file, or the runtime can't run it.
     """
 
-    def __init__(self, network: Path, decision: Path, familiar: Path, version: str) -> None:
+    def __init__(self, file: Path, version: str) -> None:
         trust_list()  # a wrong one is found now, and not with the first signed picture
-        fitted = json.loads(decision.read_text())
-        self._equalise = fitted.get("equalise")
+        fitted = about(file)
+        self._network = Network(file)
+        self._equalise = fitted["equalise"]
         self.version = version
-        self._temperature = fitted["temperature"]
-        self.decision = Decision(fitted["threshold"], fitted["low"], fitted["high"])
-        self.scope = Scope(**fitted["scope"])
-        self._familiar = Familiarity.load(familiar)
-        if "members" in fitted:
-            members = [
-                Member(Scorer(network / f"{m['name']}.keras"), m["view"], m["temperature"]) for m in fitted["members"]
-            ]
-        else:
-            members = [Member(Scorer(network), fitted["view"])]
-        self._ensemble = Ensemble(members)
-        shapes = [images.view_shape(view) for view in self._ensemble.views]
-        self._block = max(1, min(_BLOCK, _BLOCK_BYTES // sum(math.prod(shape) for shape in shapes)))
         self._one_large = threading.Lock()
-        self._ensemble.logits([np.zeros((1, *shape), np.uint8) for shape in shapes])
+        try:
+            self._temperature = float(fitted["temperature"])
+            self.decision = Decision(*(float(fitted[key]) for key in ("threshold", "low", "high")))
+            self.scope = Scope(**fitted["scope"])
+            shapes = [images.view_shape(view) for view in self._network.views]
+            self._block = max(1, min(_BLOCK, _BLOCK_BYTES // sum(math.prod(shape) for shape in shapes)))
+            grey = images.equalise(Image.new("RGB", (64, 64), (128, 128, 128)), self._equalise)
+            [(logit, _)] = self._answers({name: x[None] for name, x in self._network.render(grey).items()})
+            _sigmoid(logit / self._temperature)
+        except Exception as error:  # whatever doesn't fit together in a file that others made
+            raise StageError(f"{file}: its graph and its metadata don't fit ({why(error)}); nothing answers") from None
 
     def score(
         self, files: list[bytes | str | Any], *, explain: bool = False, threshold: float | None = None
@@ -162,8 +162,7 @@ class Detector:
         seen = [one.pixels for one in opened if one.pixels is not None]
         answers: Iterator[tuple[float, float]] = iter(())
         if seen:
-            logits, features = self._ensemble.outputs([np.stack(of_view) for of_view in zip(*seen, strict=True)])
-            answers = zip(logits.tolist(), self._familiar.distances(features).tolist(), strict=True)
+            answers = self._answers({name: np.stack([of[name] for of in seen]) for name in self._network.inputs})
         for one in opened:
             if one.pixels is None:
                 yield self._row(decision, error=one.error)
@@ -172,6 +171,12 @@ class Detector:
             if explain:
                 row["heatmap"] = self._heatmap(one.image)
             yield row
+
+    def _answers(self, pixels: dict[str, np.ndarray]) -> Iterator[tuple[float, float]]:
+        """Logit and distance of each picture; without features to tell by, all are familiar."""
+        found = self._network.outputs(pixels, ["logit", "distance"])
+        logits = found["logit"]
+        return zip(logits.tolist(), found.get("distance", np.zeros_like(logits)).tolist(), strict=True)
 
     def _opened(self, files: list[Any], explain: bool) -> list[Opened]:
         if sum(len(file) for file in files if isinstance(file, bytes | str)) < _MANY or len(files) == 1:
@@ -191,7 +196,7 @@ class Detector:
                 found = provenance.read(data)
                 pixels = images.to_rgb(image)
                 equal = images.equalise(pixels, self._equalise)
-                seen = self._ensemble.render(equal)
+                seen = self._network.render(equal)
                 quality = images.jpeg_quality(image)
             return Opened(seen, equal if explain else None, pixels.size, quality, found)
         except images.ImageError as error:
@@ -240,7 +245,7 @@ class Detector:
         return {field: row[field] for field in FIELDS}
 
     def _heatmap(self, image: Any) -> str:
-        found, _ = evidence(self._ensemble, image)
+        found, _ = evidence(self._network, image)
         buffer = io.BytesIO()
         overlay(image, found).save(buffer, "PNG")
         return base64.b64encode(buffer.getvalue()).decode()

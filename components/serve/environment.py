@@ -1,11 +1,8 @@
 """The packages that a detector needs to answer, wherever it is served: a registered version names them all."""
 
-import os
 import sys
-import zipfile
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -16,41 +13,23 @@ from components.stage import StageError
 
 PACKAGES = (
     'c2pa-python; sys_platform != "win32"',  # for which it has no wheels
-    "keras",
     "mlflow",
     "numpy",
+    "onnxruntime",
     "pandas",
     "pillow",
     "pillow-heif",
     "pyyaml",
     "sd-parsers",
-    "tensorflow",
     "threadpoolctl",
 )
 """What is imported on the way from `components.serve.pyfunc` to an answer."""
 
-_BACKENDS = ("jax", "torch")  # that a process may have asked Keras for, besides TensorFlow
 _PLATFORMS = {
     "linux": {"platform_system": "Linux", "os_name": "posix"},
     "darwin": {"platform_system": "Darwin", "os_name": "posix", "platform_machine": "arm64"},
     "win32": {"platform_system": "Windows", "os_name": "nt", "platform_machine": "AMD64"},
 }
-
-
-def packages(networks: Iterable[Path]) -> list[str]:
-    """What serving some networks needs: `PACKAGES`, and what they alone were made or judged with.
-
-    Args:
-        networks: their `.keras` files.
-    """
-    backend = [name for name in _BACKENDS if name == os.environ.get("KERAS_BACKEND")]
-    return [*PACKAGES, *encoders(networks), *backend]
-
-
-def encoders(networks: Iterable[Path]) -> list[str]:
-    """keras-hub, where an encoder is made of its layers."""
-    configs = [zipfile.ZipFile(file).read("config.json") for file in networks]
-    return ["keras-hub"] if any(b'"keras_hub' in config for config in configs) else []
 
 
 def pinned(names: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The detector for other programs: ONNX, LiteRT, a page that runs in the browser alone, a Hugging Face Space."""
+"""The detector for other programs: its own file, LiteRT, a page in the browser alone, a Hugging Face Space."""
 
 import base64
 import hashlib
@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 import components
 from components import images, integrity, networks, stage
-from components.networks.familiarity import Familiarity
-from components.serve import environment, reference
+from components.detector import build
+from components.detector.familiarity import Familiarity
+from components.detector.file import Network
+from components.serve import reference
 from components.serve.files import Files
 from components.stage import StageError
 
 Format = Literal["onnx", "litert", "browser", "space"]
-OPSET = 17
-_WIDEST = 8192  # features, as in `components.networks.inference`
+_WIDEST = 8192  # features, as in `components.detector.compile`
 _ROOT = Path(components.__file__).parents[1]
 _RUNTIME = "onnxruntime-web"
 _RUNTIME_VERSION = "1.30.0"
@@ -61,22 +64,22 @@ def export(detectors: Sequence[Files], version: str, form: Format, folder: Path)
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def described(files: Files, version: str, model: str) -> dict[str, Any]:
+def described(files: Files, version: str, model: str, dtype: str = "uint8") -> dict[str, Any]:
     """What a caller of an exported model needs to know: an entry of `detectors.json`.
 
     A picture becomes 8-bit RGB, upright, transparency over white. Where `equalise` is set, it goes through that
     encoding (`components.images.equalise`); then each of `inputs` wants it in its `view` (`components.images.render`):
-    float32, 0 to 255, shape (n, *shape). The answers are, for each picture, `probability` (P(ai), calibrated), `logit`
-    (before calibration) and `distance` (above 1, it is unlike what the detector was judged on). At or above `high` the
-    verdict is `ai`, below `low` it is `real`, else `uncertain`; and so it is where `distance` is above 1, or the
-    shorter side outside of `scope`.
+    0 to 255, as its `dtype` says, shape (n, *shape). The answers are, for each picture, `logit` and, of most detectors,
+    `distance` (above 1, it is unlike what the detector was judged on). P(ai), calibrated, is
+    1 / (1 + exp(-logit / temperature)). At or above `high` the verdict is `ai`, below `low` it is `real`, else
+    `uncertain`; and so it is where `distance` is above 1, or the shorter side outside of `scope`.
     """
     fitted = files.fitted
     return {
         "model": model,
         "version": version,
         "inputs": [
-            {"name": _input(number), "view": view, "shape": list(images.view_shape(view))}
+            {"name": _input(number), "view": view, "shape": list(images.view_shape(view)), "dtype": dtype}
             for number, view in enumerate(_views(fitted))
         ],
         "equalise": fitted.get("equalise"),
@@ -89,11 +92,13 @@ def _models(detectors: Sequence[Files], version: str, form: Literal["onnx", "lit
     entries = []
     for number, files in enumerate(sorted(detectors, key=lambda one: one.fitted["scope"]["min_side"])):
         name = f"detector{number or ''}.{'onnx' if form == 'onnx' else 'tflite'}"
-        together = Together.load(files)
-        (_onnx if form == "onnx" else _litert)(together, folder / name)
+        if form == "onnx":
+            shutil.copyfile(files.detector, folder / name)
+        else:
+            _litert(Together.load(files), folder / name)
         shutil.copy(files.card, folder / f"model_card{number or ''}.md")
         known_as = f"{reference.VERSION}-{files.card.parent.name}" if reference.title(version) else version
-        entries.append(described(files, known_as, name))
+        entries.append(described(files, known_as, name, "uint8" if form == "onnx" else "float32"))
     (folder / "detectors.json").write_text(json.dumps(entries, indent=1) + "\n")
 
 
@@ -105,7 +110,7 @@ class Together:
         members: for each its network, as far as its logit and its features, and its temperature.
         shapes: of one picture, as each member sees it.
         temperature: of the whole.
-        familiar: that was fitted.
+        familiar: that was fitted; null where there are no features.
     """
 
     ANSWERS: ClassVar = ("logit", "probability", "distance")
@@ -113,17 +118,32 @@ class Together:
     members: Sequence[tuple[Any, bool, float]]
     shapes: Sequence[tuple[int, ...]]
     temperature: float
-    familiar: Familiarity
+    familiar: Familiarity | None
 
     @classmethod
     def load(cls, files: Files) -> "Together":
-        """From a detector's files."""
-        fitted = files.fitted
-        paths = [files.network / f"{m['name']}.keras" for m in fitted.get("members", [])] or [files.network]
-        temperatures = [m["temperature"] for m in fitted.get("members", [])] or [1.0]
-        members = [(*_outputs(path), t) for path, t in zip(paths, temperatures, strict=True)]
-        shapes = [images.view_shape(view) for view in _views(fitted)]
-        return cls(members, shapes, fitted["temperature"], Familiarity.load(files.familiar))
+        """From a detector's files.
+
+        Raises:
+            StageError: its Keras networks aren't kept, or are others than those that it was compiled from.
+        """
+        members = files.fitted["members"]
+        if files.networks is None or set(files.networks) < {m["name"] for m in members}:
+            raise StageError(
+                f"{files.detector}: LiteRT is made of the Keras networks that a version's run keeps, and of this one "
+                "none are kept; `--format onnx` needs none"
+            )
+        parts = [(*_outputs(files.networks[m["name"]]), m["temperature"]) for m in members]
+        shapes = [images.view_shape(view) for view in _views(files.fitted)]
+        together = cls(parts, shapes, files.fitted["temperature"], build.familiar(files.detector))
+        noise = [np.random.default_rng(0).integers(0, 256, (4, *shape), dtype=np.uint8) for shape in shapes]
+        registered = Network(files.detector)
+        wanted = registered.outputs(dict(zip(registered.inputs, noise, strict=True)), ["logit"])["logit"]
+        if not np.allclose(together(*(x.astype(np.float32) for x in noise))["logit"], wanted, rtol=1e-3, atol=1e-3):
+            raise StageError(
+                f"{files.detector}: the Keras networks that its run keeps are others; nothing was exported"
+            )
+        return together
 
     def __call__(self, *pixels: Any) -> dict[str, Any]:
         """Logit, probability and distance of pictures, from float32 pixels for each member."""
@@ -138,7 +158,7 @@ class Together:
                 found = tf.reshape(tf.cast(found, tf.float32), (-1, crops, found.shape[-1]))
                 features.append(tf.reduce_mean(found, 1))
         logit = tf.add_n(logits) / len(logits)
-        distance = self._distance(tf.concat(features, 1)) if features else 0 * logit
+        distance = self._distance(tf.concat(features, 1)) if self.familiar else 0 * logit
         answers = logit, tf.sigmoid(logit / self.temperature), distance
         return dict(zip(self.ANSWERS, answers, strict=True))
 
@@ -147,6 +167,7 @@ class Together:
         import tensorflow as tf
 
         f = self.familiar
+        assert f is not None
         ratios = []
         for mean in f.means:
             apart = features / f.scale - mean
@@ -176,24 +197,11 @@ def _outputs(path: Path) -> tuple[Any, bool]:
 
 
 def _views(fitted: dict[str, Any]) -> list[str]:
-    return [m["view"] for m in fitted["members"]] if "members" in fitted else [fitted["view"]]
+    return [member["view"] for member in fitted["members"]]
 
 
 def _input(number: int) -> str:
     return f"pixels{number or ''}"
-
-
-def _onnx(together: Together, path: Path) -> None:
-    _tensorflow()
-    try:
-        import tf2onnx  # type: ignore[import-untyped]
-    except ImportError:
-        raise _missing("tf2onnx") from None
-    import tensorflow as tf
-
-    signature = together.signature(None)
-    function = tf.function(together, input_signature=signature)
-    tf2onnx.convert.from_function(function, signature, opset=OPSET, output_path=str(path))
 
 
 def _litert(together: Together, path: Path) -> None:
@@ -217,10 +225,6 @@ def _litert(together: Together, path: Path) -> None:
 def _tensorflow() -> None:
     if networks.load_keras().backend.backend() != "tensorflow":
         raise StageError("export needs Keras on TensorFlow; unset KERAS_BACKEND")
-
-
-def _missing(package: str) -> StageError:
-    return StageError(f"{package} is not installed; `pip install 'trueframe[export]'` (or `pip install {package}`)")
 
 
 def _runtime(folder: Path) -> None:
@@ -254,11 +258,7 @@ def _space(detectors: Sequence[Files], version: str, folder: Path) -> None:
         name = files.card.parent.name if reference.title(version) else f"detector{number or ''}"
         target = Files.kept(folder / "models" / name)
         target.card.parent.mkdir(parents=True)
-        for name in ("network", "decision", "familiar", "card"):
-            source = getattr(files, name)
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, getattr(target, name))
+        shutil.copyfile(files.detector, target.detector)
+        shutil.copyfile(files.card, target.card)
         integrity.write(target.card.parent)
-    networks = [path for path in folder.glob("models/**/*.keras") if path.is_file()]
-    with (folder / "requirements.txt").open("a") as requirements:
-        requirements.writelines(f"{package}\n" for package in environment.encoders(networks))
     stage.replace(folder / "models" / "version", lambda partial: partial.write_text(f"{version}\n"))

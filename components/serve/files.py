@@ -1,16 +1,19 @@
 """The files that a detector consists of, wherever they lie."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 
+from components import stage
+from components.detector import file, older
 from components.serve.detector import Detector, Scope
 from components.stage import StageError
 
-FILES = ("network.keras", "decision.json", "familiar.npz")
+DETECTOR, CARD = "detector.onnx", "model_card.md"
 
 
 @dataclass(frozen=True)
@@ -18,46 +21,49 @@ class Files:
     """One detector's files.
 
     Attributes:
-        network: a `.keras` file, or the folder with one for each member.
-        decision: `decision.json`.
-        familiar: `familiar.npz`.
+        detector: `detector.onnx` (see `components.detector.file`).
         card: the model card, in Markdown.
+        networks: its Keras networks by the names of the members, where they are at hand.
     """
 
-    network: Path
-    decision: Path
-    familiar: Path
+    detector: Path
     card: Path
+    networks: Mapping[str, Path] | None = None
 
     @classmethod
     def kept(cls, folder: Path) -> Self:
         """Of a folder in `models/`."""
-        return cls(*(folder / name for name in (*FILES, "model_card.md")))
+        return cls(folder / DETECTOR, folder / CARD)
 
     @classmethod
     def logged(cls, model: Path) -> Self:
-        """Of a registered version's files, as MLflow lays them out.
+        """Of a registered version's files, as MLflow lays them out. One that holds Keras files is compiled beside them.
 
         Raises:
-            StageError: some are missing.
+            StageError: some are missing, or can't be compiled.
         """
         try:
             flavour = yaml.safe_load((model / "MLmodel").read_text())["flavors"]["python_function"]
             found = {name: model / said["path"] for name, said in flavour["artifacts"].items()}
-            return cls(*(found[name] for name in ("network", "decision", "familiar", "card")))
+            if "detector" in found:
+                return cls(found["detector"], found["card"])
+            keras = (found["network"], found["decision"], found["familiar"])
+            return cls(older.compiled(*keras, model / DETECTOR), found.get("card", model / CARD))
         except (OSError, KeyError, TypeError) as error:
+            if stage.is_full(error):
+                raise
             raise StageError(f"{model}: no detector's files ({error!r}); register the candidate again") from None
 
-    @property
+    @cached_property
     def fitted(self) -> dict[str, Any]:
-        """What `decision.json` holds."""
-        return dict(json.loads(self.decision.read_text()))
+        """What the detector's file says of itself: see `components.detector.build.finished`."""
+        return file.about(self.detector)
 
     @property
     def scope(self) -> Scope:
         """The sizes that it was judged on."""
         return Scope(**self.fitted["scope"])
 
-    def detector(self, version: str) -> Detector:
+    def load(self, version: str) -> Detector:
         """The detector at work."""
-        return Detector(self.network, self.decision, self.familiar, version)
+        return Detector(self.detector, version)

@@ -1,8 +1,9 @@
-"""What stands between callers and `mlflow models serve`: limits, keys, uploads, metrics, and errors in one line."""
+"""What stands between callers and the detector: limits, keys, uploads, metrics, and errors in one line."""
 
 import asyncio
-import base64
 import contextlib
+import json
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -18,6 +19,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -27,9 +29,11 @@ from starlette.routing import Route
 from components.params import Monitor, Serve
 from components.serve import access, bodies
 from components.serve.log import Log
-from components.serve.queue import Backend, Options, Queue, Refused
+from components.serve.queue import Options, Picture, Queue, Refused, Rows, Score
 
 KEYS = "TRUEFRAME_API_KEYS"
+METRICS = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that names the folder of metrics that several processes keep, when `prometheus_client` is imported."""
 _HEADERS = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cache-control", b"no-store"),
@@ -44,27 +48,35 @@ class Gateway:
     """The application.
 
     Args:
+        score: judges (see `Detector.score`), from several threads at once.
+        version: of the champion, which it has.
         settings: the section `serve`.
         keys: of those who may ask; none for everyone.
         monitor: the section `monitor`; predictions are logged where it names a folder. Null logs none.
 
     Attributes:
         app: for an ASGI server.
-        queue: in front of the model servers.
-        registry: of metrics.
-        version: that answers now.
+        queue: in front of the detector.
+        registry: of this process's metrics.
     """
 
-    def __init__(self, settings: Serve, keys: Sequence[str] = (), monitor: Monitor | None = None) -> None:
-        self.settings = settings
-        self.version: str | None = None
+    def __init__(
+        self,
+        score: Score,
+        version: str,
+        settings: Serve,
+        keys: Sequence[str] = (),
+        monitor: Monitor | None = None,
+    ) -> None:
+        self.version, self.settings = version, settings
         self.registry = CollectorRegistry()
         self._log = Log(monitor, self.registry) if monitor and monitor.folder else None
-        self.queue = Queue(self.registry, settings.answer_s)
+        self.queue = Queue(score, self.registry, settings.answer_s)
         self._keys = access.Keys(keys)
         self._rate = access.Rate(settings.rate) if settings.rate else None
         self._inside = 0
         self._held = 0
+        self._headers = [*_HEADERS]
         self._measure()
         routes = [
             Route("/invocations", self._invocations, methods=["POST"]),
@@ -77,12 +89,7 @@ class Gateway:
             Route("/metrics", self._metrics),
         ]
         handlers: Any = {HTTPException: _plain, Exception: _unexpected}
-        self.app = access.with_headers(Starlette(routes=routes, exception_handlers=handlers), _HEADERS)
-
-    @property
-    def guarded(self) -> bool:
-        """Whether callers need a key."""
-        return len(self._keys) > 0
+        self.app = access.with_headers(Starlette(routes=routes, exception_handlers=handlers), self._headers)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -91,16 +98,12 @@ class Gateway:
             async with self.queue:
                 yield
 
-    async def use(self, backends: Sequence[Backend], version: str) -> None:
-        """Answer with a version from now on; returns when the servers before have answered what they had."""
-        self.version = version
-        self._versions.clear()
-        self._versions.labels(version).set(1)
-        await self.queue.use(backends)
+    def leave(self) -> None:
+        """Tell each caller with its next answer to connect anew, since another process takes this one's place."""
+        self._headers.append((b"connection", b"close"))
 
     def _measure(self) -> None:
         registry = self.registry
-        ProcessCollector(registry=registry)
         self._requests = Counter("trueframe_requests", "Requests", ["route", "status"], registry=registry)
         self._seconds = Histogram(
             "trueframe_request_seconds",
@@ -110,14 +113,11 @@ class Gateway:
             registry=registry,
         )
         self._images = Counter("trueframe_images", "Images by verdict, or `error`", ["verdict"], registry=registry)
-        self._versions = Gauge(
-            "trueframe_model_version", "1 for the version that answers", ["version"], registry=registry
-        )
-        Gauge("trueframe_requests_waiting", "Requests that are being answered", registry=registry).set_function(
-            lambda: self._inside
-        )
-        Gauge("trueframe_model_servers", "Model servers that answer", registry=registry).set_function(
-            lambda: sum(backend.url is not None for backend in self.queue.backends)
+        self._waiting = Gauge(
+            "trueframe_requests_waiting",
+            "Requests that are being answered",
+            multiprocess_mode="livesum",
+            registry=registry,
         )
 
     async def _invocations(self, request: Request) -> Response:
@@ -126,17 +126,17 @@ class Gateway:
     async def _check(self, request: Request) -> Response:
         names: list[str | None] = []
 
-        def read(body: bytes) -> bodies.Rows:
+        def read(body: bytes) -> tuple[list[bytes], Options]:
             files, options = bodies.from_files(request.headers, request.query_params, body, self.settings.max_images)
             names.extend(name for name, _ in files)
-            return [base64.b64encode(data).decode() for _, data in files], options
+            return [data for _, data in files], options
 
         return await self._answer(request, read, lambda rows, at: {"file": names[at], **rows})
 
     async def _answer(
         self,
         request: Request,
-        read: Callable[[bytes], bodies.Rows],
+        read: Callable[[bytes], tuple[Sequence[Picture], Options]],
         shape: Callable[[Any, int], Any],
     ) -> Response:
         """Check, read, score, count; whatever is refused is one line of JSON."""
@@ -162,9 +162,10 @@ class Gateway:
         self._requests.labels(route, response.status_code).inc()
         return response
 
-    async def _score(self, route: str, images: list[str | None], options: Options) -> list[dict[str, Any]]:
+    async def _score(self, route: str, images: Sequence[Picture], options: Options) -> Rows:
         self._room()
         self._inside += 1
+        self._waiting.inc()
         began = time.monotonic()
         try:
             rows = await self.queue.score(images, options) if images else []
@@ -173,13 +174,14 @@ class Gateway:
             raise
         finally:
             self._inside -= 1
+            self._waiting.dec()
             self._seconds.labels(route).observe(time.monotonic() - began)
         self._note(images, rows, time.monotonic() - began)
         for row in rows:
             self._images.labels("error" if row["error"] else row["verdict"]).inc()
         return rows
 
-    def _note(self, images: list[str | None], rows: list[dict[str, Any]], seconds: float) -> None:
+    def _note(self, images: Sequence[Picture], rows: Rows, seconds: float) -> None:
         if self._log:
             self._log.add(images, rows, seconds)
 
@@ -196,8 +198,6 @@ class Gateway:
         return f"key {found}"
 
     def _room(self) -> None:
-        if not self.queue.backends:
-            raise Refused(503, "the model is still being loaded", 5)
         if self._inside >= self.settings.max_requests:
             raise Refused(503, f"{self._inside} requests are being answered; try again", 1)
 
@@ -239,8 +239,7 @@ class Gateway:
         return b"".join(parts)
 
     async def _ready(self, _: Request) -> Response:
-        is_ready = self.queue.is_ready
-        return _json({"live": True, "ready": is_ready, "model_version": self.version}, 200 if is_ready else 503)
+        return _json({"live": True, "ready": True, "model_version": self.version})
 
     async def _live(self, _: Request) -> Response:
         return _json({"live": True})
@@ -252,8 +251,17 @@ class Gateway:
 
     async def _metrics(self, request: Request) -> Response:
         return self._guarded(
-            request, lambda: Response(generate_latest(self.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+            request, lambda: Response(generate_latest(self._all()), headers={"Content-Type": CONTENT_TYPE_LATEST})
         )
+
+    def _all(self) -> CollectorRegistry:
+        """The metrics of all processes that keep them in one folder, with this one's own memory and CPU."""
+        if METRICS not in os.environ:
+            return self.registry
+        found = CollectorRegistry()
+        MultiProcessCollector(found)
+        ProcessCollector(registry=found)
+        return found
 
     def _guarded(self, request: Request, answer: Callable[[], Response]) -> Response:
         try:
@@ -314,7 +322,11 @@ def _line(error: object) -> str:
 
 
 def _json(said: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(said) + b"\n", status, headers, media_type="application/json")
+    try:
+        body = orjson.dumps(said)
+    except TypeError:  # what a file says of itself may be no Unicode, or a number beyond 64 bits
+        body = json.dumps(said).encode()
+    return Response(body + b"\n", status, headers, media_type="application/json")
 
 
 def _refusal(refused: Refused) -> Response:

@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from components.params import Monitor
 from components.serve.encoded import decoded
+from components.serve.queue import Picture
 
 _FIELDS = ("probability", "verdict", "threshold", "model_version", "warnings", "error")
 _BEHIND = 16 * 2**20  # bytes that wait, from which pictures don't: their rows have no statistics
@@ -44,7 +45,7 @@ class Log:
 
     def __init__(self, settings: Monitor, registry: CollectorRegistry) -> None:
         self._settings = settings
-        self._line: queue.SimpleQueue[tuple[str | None, dict[str, Any], int] | None] = queue.SimpleQueue()
+        self._line: queue.SimpleQueue[tuple[Picture, dict[str, Any], int] | None] = queue.SimpleQueue()
         self._held, self._lock = 0, threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._not_before = 0.0
@@ -61,22 +62,22 @@ class Log:
         self._line.put(None)
         self._thread.join(_END)
 
-    def add(self, images: Sequence[str | None], rows: Sequence[dict[str, Any]], seconds: float) -> None:
+    def add(self, images: Sequence[Picture], rows: Sequence[dict[str, Any]], seconds: float) -> None:
         """Take the answer to a request.
 
         Args:
-            images: base64 text of a file each; null for what is no text.
-            rows: the model's, in the same order.
+            images: files.
+            rows: the detector's, in the same order.
             seconds: that the answer took.
         """
         now = datetime.now(UTC)
         for picture, row in zip(images, rows, strict=True):
             said = {"time": now, "latency": seconds, **{key: row.get(key) for key in _FIELDS}}
-            is_behind = self._held + len(picture or "") + _ROW > _BEHIND
+            is_behind = self._held + len(picture or b"") + _ROW > _BEHIND
             if is_behind:
                 said |= _identity(_decoded(picture))
             image = None if is_behind else picture
-            size = len(image or "") + _ROW
+            size = len(image or b"") + _ROW
             if self._held + size > _FULL:
                 self._lost.inc()
                 continue
@@ -130,9 +131,9 @@ class Log:
             process.wait(_END)
 
 
-def _decoded(image: str | None) -> bytes | None:
+def _decoded(image: Picture) -> bytes | None:
     try:
-        return decoded(image) if image is not None else None
+        return decoded(image) if isinstance(image, str) else image
     except ValueError:
         return None
 

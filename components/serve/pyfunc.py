@@ -12,14 +12,14 @@ class TrueframeModel(mlflow.pyfunc.PythonModel):
     """Image files in a column `image` (base64 text, or bytes), verdicts out."""
 
     def load_context(self, context: Any) -> None:
-        """Load the network once, if its files are those that were registered."""
+        """Load the detector once, if its files are those that were registered."""
         from components import integrity
         from components.serve.detector import Detector
 
         if "sums" in context.artifacts:
             integrity.check(Path(context.artifacts["sums"]).parent)
-        network, decision, familiar = (Path(context.artifacts[name]) for name in ("network", "decision", "familiar"))
-        self.detector = Detector(network, decision, familiar, _version(network))
+        file = Path(context.artifacts["detector"])
+        self.detector = Detector(file, _version(file))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """A dict for each row (see `Detector.score`). A bad row has its `error`, and the others their answers."""

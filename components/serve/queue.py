@@ -1,19 +1,26 @@
-"""Requests that wait for a model server, put together: many small ones make one call, a large one makes several."""
+"""Requests that wait for the detector, put together: many small ones make one call, a large one makes several."""
 
 import asyncio
 import sys
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any, Self
 
-import aiohttp
-import orjson
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 _IMAGES, _BYTES = 32, 8 * 2**20  # in one call, at most; a single image may be larger
 _BUCKETS = (1, 2, 4, 8, 16, 32)
-CALLS = 2  # at once to one server, so that one is decoded while the other is in the network
+CALLS = 2  # at once, so that one is decoded while the other is in the network
+
+Picture = bytes | str | None
+"""A file, its text (see `encoded.decoded`), or null for what is neither."""
+Rows = list[dict[str, Any]]
+Score = Callable[..., Rows]
 
 
 class Refused(Exception):
@@ -38,107 +45,70 @@ class Options:
     explain: bool = False
     threshold: float | None = None
 
-    def params(self) -> dict[str, Any]:
-        """Those that were asked for."""
-        return {
-            **({"explain": True} if self.explain else {}),
-            **({"threshold": self.threshold} if self.threshold is not None else {}),
-        }
-
-
-@dataclass(eq=False)
-class Backend:
-    """A model server.
-
-    Attributes:
-        url: where it listens; null while it doesn't.
-        calls: that it works on.
-    """
-
-    url: str | None = None
-    calls: int = 0
-
 
 @dataclass(eq=False)
 class _Job:
-    images: list[str | None]
+    images: list[Picture]
     options: Options
-    rows: asyncio.Future[list[dict[str, Any]]]
+    rows: asyncio.Future[Rows]
     size: int
-    tried: bool = False  # alone from then on, so that one request can't fail others again
 
 
 class Queue:
-    """Brings images to model servers by `POST /invocations`, and their rows back.
+    """Brings pictures to the detector in threads, and their rows back.
 
-    Whenever a server is free, it gets what waits: one image at once if it is alone, up to 32 together under load. A
-    call that a server doesn't answer is tried once more, each request by itself.
+    Whenever a thread is free, it gets what waits: one picture at once if it is alone, up to 32 together under load. A
+    call that fails is tried once more, each request by itself, so that one can't fail others.
 
     Args:
+        score: judges (see `Detector.score`), from several threads at once.
         registry: for metrics.
         seconds: that an answer may take.
     """
 
-    def __init__(self, registry: CollectorRegistry, seconds: float) -> None:
-        self.seconds = seconds
-        self.backends: Sequence[Backend] = ()
+    def __init__(self, score: Score, registry: CollectorRegistry, seconds: float) -> None:
+        self._score, self.seconds = score, seconds
         self._batches = Histogram(
-            "trueframe_call_images", "Images in one call of a model server", buckets=_BUCKETS, registry=registry
+            "trueframe_call_images", "Images in one call of the detector", buckets=_BUCKETS, registry=registry
         )
         self._failures = Counter("trueframe_call_failures", "Calls without an answer", registry=registry)
         self._jobs: deque[_Job] = deque()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[asyncio.Future[list[Rows | Refused]], float] = {}  # and when they began
         self._pump_soon: asyncio.Handle | None = None
-        self._free = asyncio.Condition()
+        self._threads = ThreadPoolExecutor(CALLS, thread_name_prefix="score")
 
     async def __aenter__(self) -> Self:
-        # Model servers keep idle connections longer, so none of these is closed under a request.
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15)
-        self._session = aiohttp.ClientSession(
-            connector=connector, timeout=aiohttp.ClientTimeout(total=self.seconds), auto_decompress=False
-        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for call in self._calls:
-            call.cancel()
-        await self._session.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
-    def is_ready(self) -> bool:
-        """Whether a model server listens."""
-        return any(backend.url for backend in self.backends)
+    def is_stuck(self) -> bool:
+        """Whether no thread will come back: each is in a call for more than twice as long as a request may take."""
+        return len(self._calls) == CALLS and time.monotonic() - max(self._calls.values()) > 2 * self.seconds
 
-    async def use(self, backends: Sequence[Backend]) -> None:
-        """Send what comes from now on to these servers; returns when those before have answered what they had."""
-        before, self.backends = self.backends, backends
-        self.pump()
-        async with self._free:
-            await self._free.wait_for(lambda: not any(backend.calls for backend in before))
-
-    async def score(self, images: Sequence[str | None], options: Options) -> list[dict[str, Any]]:
+    async def score(self, images: Sequence[Picture], options: Options) -> Rows:
         """Verdicts.
 
         Args:
-            images: base64 text of a file each; null for what is no text.
+            images: files.
             options: for all of them.
 
         Returns:
-            The model's rows, in order.
+            The detector's rows, in order.
 
         Raises:
-            Refused: no server gave them.
+            Refused: it gave none.
         """
-        if not self.backends:
-            raise Refused(503, "the model is still being loaded", 5)
         jobs = [self._job(part, options) for part in _parts(images)]
         # A large request has but a few of its parts in the line, so that small ones don't wait for all of it.
-        line = asyncio.Semaphore(CALLS * len(self.backends))
+        line = asyncio.Semaphore(CALLS)
 
-        async def wait(job: _Job) -> list[dict[str, Any]]:
+        async def wait(job: _Job) -> Rows:
             async with line:
                 self._jobs.append(job)
-                self.pump()
+                self._pump_later()
                 return await job.rows
 
         waiting = [asyncio.ensure_future(wait(job)) for job in jobs]
@@ -153,29 +123,21 @@ class Queue:
             for job in jobs:
                 job.rows.cancel()
 
-    def pump(self) -> None:
+    def _job(self, images: list[Picture], options: Options) -> _Job:
+        size = sum(len(image) for image in images if image)
+        return _Job(images, options, asyncio.get_running_loop().create_future(), size)
+
+    def _pump_later(self) -> None:
         """Look for work as soon as all that has come is in the line."""
         if self._pump_soon is None:
             self._pump_soon = asyncio.get_running_loop().call_soon(self._pump)
 
-    def _job(self, images: list[str | None], options: Options) -> _Job:
-        size = sum(len(image) for image in images if image)
-        return _Job(images, options, asyncio.get_running_loop().create_future(), size)
-
     def _pump(self) -> None:
         self._pump_soon = None
-        while self._jobs:
-            free = [backend for backend in self.backends if backend.url and backend.calls < CALLS]
-            if not free:
-                return
-            jobs = self._take()
-            if not jobs:
-                return
-            backend = min(free, key=lambda backend: backend.calls)
-            backend.calls += 1
-            call = asyncio.create_task(self._call(backend, jobs))
-            self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
+        while len(self._calls) < CALLS and (jobs := self._take()):
+            call = asyncio.get_running_loop().run_in_executor(self._threads, self._judge, jobs)
+            self._calls[call] = time.monotonic()
+            call.add_done_callback(partial(self._done, jobs))
 
     def _take(self) -> list[_Job]:
         """The first of the line, with those behind it that fit into one call with it."""
@@ -186,12 +148,12 @@ class Queue:
         first = self._jobs.popleft()
         taken, images, size = [first], len(first.images), first.size
         rest: list[_Job] = []
-        while self._jobs and not first.tried and images < _IMAGES:
+        while self._jobs and images < _IMAGES:
             job = self._jobs.popleft()
             fits = images + len(job.images) <= _IMAGES and size + job.size <= _BYTES
             if job.rows.done():
                 continue
-            if job.tried or job.options != first.options or not fits:
+            if job.options != first.options or not fits:
                 rest.append(job)
                 continue
             taken.append(job)
@@ -199,62 +161,31 @@ class Queue:
         self._jobs.extendleft(reversed(rest))
         return taken
 
-    async def _call(self, backend: Backend, jobs: list[_Job]) -> None:
-        url = backend.url
+    def _judge(self, jobs: list[_Job]) -> list[Rows | Refused]:
+        """What each of them is told; called in a thread."""
+        images, options = [image for job in jobs for image in job.images], jobs[0].options
+        self._batches.observe(len(images))
         try:
-            rows = await self.ask(url, [image for job in jobs for image in job.images], jobs[0].options)
+            rows = iter(self._score(images, explain=options.explain, threshold=options.threshold))
+            return [list(islice(rows, len(job.images))) for job in jobs]
         except Exception as error:
             self._failures.inc()
-            print(f"{url}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr, flush=True)
-            self._failed(jobs, is_late=isinstance(error, TimeoutError))
-            if isinstance(error, aiohttp.ClientConnectionError) and backend.url == url:
-                backend.url = None  # until who watches over it says otherwise
-        else:
-            start = 0
-            for job in jobs:
-                if not job.rows.done():
-                    job.rows.set_result(rows[start : start + len(job.images)])
-                start += len(job.images)
-        finally:
-            backend.calls -= 1
-            async with self._free:
-                self._free.notify_all()
-            self.pump()
+            print(f"error: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr, flush=True)
+            return (
+                [self._judge([job])[0] for job in jobs] if len(jobs) > 1 else [Refused(503, "the detector failed", 5)]
+            )
 
-    async def ask(self, url: str | None, images: Sequence[str | None], options: Options) -> list[dict[str, Any]]:
-        """One call of one server.
-
-        Raises:
-            ValueError: it gave no rows, or not as many as there are images.
-        """
-        body = {"dataframe_records": [{"image": image} for image in images], "params": options.params()}
-        headers = {"Content-Type": "application/json"}
-        self._batches.observe(len(images))
-        async with self._session.post(f"{url}/invocations", data=orjson.dumps(body), headers=headers) as answer:
-            said = await answer.read()
-        if answer.status != 200:
-            raise ValueError(f"HTTP {answer.status}: {said.decode(errors='replace')}")
-        rows: list[dict[str, Any]] = orjson.loads(said)["predictions"]
-        if len(rows) != len(images):
-            raise ValueError(f"{len(rows)} rows for {len(images)} images")
-        return rows
-
-    def _failed(self, jobs: list[_Job], *, is_late: bool) -> None:
-        """Put each back into the line by itself, once."""
-        for job in reversed(jobs):
-            if job.rows.done():
-                continue
-            if is_late or job.tried:
-                status, reason = (504, "no answer in time") if is_late else (503, "the model server failed")
-                job.rows.set_exception(Refused(status, reason, 5))
-            else:
-                job.tried = True
-                self._jobs.appendleft(job)
+    def _done(self, jobs: list[_Job], call: asyncio.Future[list[Rows | Refused]]) -> None:
+        del self._calls[call]
+        self._pump_later()
+        for job, told in zip(jobs, [] if call.cancelled() else call.result(), strict=False):
+            if not job.rows.done():
+                job.rows.set_exception(told) if isinstance(told, Refused) else job.rows.set_result(told)
 
 
-def _parts(images: Sequence[str | None]) -> list[list[str | None]]:
+def _parts(images: Sequence[Picture]) -> list[list[Picture]]:
     """Neighbours that make one call: as many as are allowed, and no more bytes, unless one alone has more."""
-    parts: list[list[str | None]] = []
+    parts: list[list[Picture]] = []
     size = 0
     for image in images:
         length = len(image or "")

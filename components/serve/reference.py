@@ -5,8 +5,6 @@
 
 import argparse
 import shutil
-import tempfile
-import zipfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ from typing import Any
 import numpy as np
 
 import components
-from components import integrity, networks, stage
+from components import integrity, stage
 from components.serve.detector import Detector
-from components.serve.files import FILES, Files
+from components.serve.files import DETECTOR, Files
 from components.stage import StageError
 
 FOLDER = Path(components.__file__).parents[1] / "models"
@@ -28,7 +26,7 @@ class Reference:
     """One of them, loaded when it is first asked.
 
     Args:
-        folder: with `network.keras`, `decision.json`, `familiar.npz`, `model_card.md`, and `SHA256SUMS` of these.
+        folder: with `detector.onnx`, `model_card.md`, and `SHA256SUMS` of these.
 
     Raises:
         StageError: a file is another than in that list.
@@ -43,7 +41,7 @@ class Reference:
     @cached_property
     def detector(self) -> Detector:
         """At work."""
-        return self.files.detector(self.version)
+        return self.files.load(self.version)
 
     def score(self, files: list[Any], *, explain: bool = False, threshold: float | None = None) -> list[dict[str, Any]]:
         """Judge image files as `Detector.score` does."""
@@ -56,7 +54,7 @@ def references(folder: Path = FOLDER) -> list[Reference]:
     Raises:
         StageError: there is none, or a file is another than in the list beside it.
     """
-    found = [Reference(path.parent) for path in sorted(folder.glob("*/decision.json"))]
+    found = [Reference(path.parent) for path in sorted(folder.glob(f"*/{DETECTOR}"))]
     if not found:
         raise StageError(f"{folder}: no reference detector is here; `trueframe run` trains one of your own")
     return sorted(found, key=lambda one: one.scope.min_side)
@@ -68,7 +66,7 @@ def beside(folder: Path = FOLDER) -> list[Reference]:
     Raises:
         StageError: a file is another than in the list beside it.
     """
-    return references(folder) if any(folder.glob("*/decision.json")) else []
+    return references(folder) if any(folder.glob(f"*/{DETECTOR}")) else []
 
 
 def title(version: str) -> str | None:
@@ -79,36 +77,28 @@ def title(version: str) -> str | None:
     return None if name == version else f"the reference detector {name}"
 
 
-def keep(trained: Path, judged: Path, folder: Path) -> None:
-    """Copy an evaluated candidate, its weights rounded to 11 significant bits and compressed to about half their size.
+def keep(judged: Path, folder: Path) -> None:
+    """Copy an evaluated candidate, its weights rounded to 11 significant bits, which compress to about half their size.
 
     Args:
-        trained: folder that train wrote.
         judged: folder that evaluate wrote.
         folder: to write.
 
     Raises:
-        StageError: the candidate isn't evaluated, or is an ensemble.
+        StageError: the candidate isn't evaluated.
     """
-    files = [judged / name for name in (*FILES[1:], "model_card.md")]
-    missing = next((path for path in (trained / FILES[0], *files) if not path.exists()), None)
+    import onnx
+
+    kept, source = Files.kept(folder), Files.kept(judged)
+    missing = next((path for path in (source.detector, source.card) if not path.exists()), None)
     if missing:
-        raise StageError(f"{missing}: not here; only one network that was trained and evaluated can be kept")
+        raise StageError(f"{missing}: not here; `trueframe run` trains and evaluates the candidate")
     folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        shutil.copy(file, folder / file.name)
-    network = networks.load(trained / FILES[0])
-    for variable in network.variables:
-        variable.assign(_rounded(networks.load_keras().ops.convert_to_numpy(variable)))
-    with tempfile.TemporaryDirectory() as scratch:
-        whole = Path(scratch, "network.keras")
-        network.save(whole)
-        with (
-            zipfile.ZipFile(whole) as source,
-            zipfile.ZipFile(folder / FILES[0], "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target,
-        ):
-            for name in source.namelist():
-                target.writestr(name, source.read(name))
+    shutil.copyfile(source.card, kept.card)
+    model = onnx.load(source.detector)
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(_rounded(onnx.numpy_helper.to_array(tensor)), tensor.name))
+    kept.detector.write_bytes(model.SerializeToString())
     integrity.write(folder)
 
 
@@ -123,11 +113,11 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 def run() -> None:
     """Keep a candidate."""
     parser = argparse.ArgumentParser(prog="python -m components.serve.reference", description=__doc__)
-    parser.add_argument("--model", required=True, help="a key of train.models")
+    parser.add_argument("--model", required=True, help="a key of train.models or train.ensembles")
     parser.add_argument("--as", dest="name", required=True, help="folder in models/")
     args = parser.parse_args()
     folder = FOLDER / args.name
-    keep(Path("artifacts/models", args.model), Path("artifacts/evaluation", args.model), folder)
+    keep(Path("artifacts/evaluation", args.model), folder)
     print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 2**20:.1f} MiB")
 
 

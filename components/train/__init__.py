@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from components import images, networks, stage, tracking
+from components.detector import compile
 from components.params import Augment, Model, Unfreeze
 from components.preprocess.arrays import identity
 from components.stage import StageError, read_json, read_table
@@ -22,6 +23,8 @@ from components.train.distribution import Team
 
 DONE = "training.json"
 NETWORK = "network.keras"
+GRAPH = "network.onnx"
+_COMPARED = 64  # images on which the compiled network is compared with its original
 
 
 @dataclass
@@ -57,12 +60,13 @@ def train(
         index_path: from preprocess.
         arrays: from preprocess. Beside it lies the folder `features`, for what frozen encoders make of them.
         checkpoints: folder in which a killed training is taken up again.
-        out: folder to write: `network.keras`, `training.json` and `history.csv`.
+        out: folder to write: `network.keras`, `network.onnx` (see `detector.compile`), `training.json` and
+            `history.csv`.
         stop: is asked after each epoch whether that was the last.
 
     Raises:
-        StageError: a class is missing, the loss is not a number, an option is wrong, MLflow can't be reached, or
-            another process was lost.
+        StageError: a class is missing, the loss is not a number, an option is wrong, MLflow can't be reached,
+            another process was lost, or the network can't be compiled.
     """
     team = distribution.team()
     index = read_table(index_path)
@@ -93,6 +97,7 @@ def train(
         network = _fit(name, model, index, arrays, folder, state, mlflow, stop, team)
         _report(mlflow, state)
         _write(out, network, state)
+        compile.write(out / NETWORK, model.view, _some(index, arrays, model.view), out / GRAPH)
         mlflow.log_artifacts(str(out), "model")
     shutil.rmtree(checkpoints / name, ignore_errors=True)
     return state
@@ -348,8 +353,21 @@ def _log_data(mlflow: Any, index: pd.DataFrame) -> None:
     )
 
 
+def _some(index: pd.DataFrame, arrays: Path, view: str) -> np.ndarray:
+    """Pixels of some validation images, spread over all shards: uint8, as the view makes them."""
+    rows = index[index["split"] == "validation"]
+    rows = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, _COMPARED).astype(int))]
+    return np.concatenate(
+        [
+            np.load(arrays / view / f"{shard}.npy", mmap_mode="r")[part["row"].to_numpy()]
+            for shard, part in rows.groupby("shard")
+        ]
+    )
+
+
 def _write(out: Path, network: Any, state: State) -> None:
     stage.apart(out)
+    (out / GRAPH).unlink(missing_ok=True)  # an earlier network's
     stage.replace(out / NETWORK, network.save)
     history = pd.DataFrame(state.history)
     history.insert(0, "epoch", range(1, len(history) + 1))

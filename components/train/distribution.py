@@ -210,7 +210,7 @@ def team() -> Team:
         raise StageError(
             f"a training in several processes needs JAX, and the backend is {backend} (TensorFlow's "
             "MultiWorkerMirroredStrategy does not work with Keras 3); set KERAS_BACKEND=jax, with "
-            "`pip install 'trueframe[jax]'`, and take TF_CONFIG away"
+            "`pip install -e '.[jax]'`, and take TF_CONFIG away"
         )
     if backend == "jax":
         import jax

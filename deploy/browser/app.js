@@ -27,12 +27,13 @@ export async function judge(file) {
   const feeds = {};
   for (const { name, view, shape } of detector.inputs) {
     const crops = render(equal, view);
-    const pixels = new Float32Array(crops.length * crops[0].data.length);
+    const pixels = new Uint8Array(crops.length * crops[0].data.length);
     crops.forEach(({ data }, i) => pixels.set(data, i * data.length));
-    feeds[name] = new ort.Tensor("float32", pixels, [1, ...shape]);
+    feeds[name] = new ort.Tensor("uint8", pixels, [1, ...shape]);
   }
-  const answers = await session.run(feeds);
-  const [probability, distance] = ["probability", "distance"].map((name) => answers[name].data[0]);
+  const answers = await session.run(feeds, session.outputNames.filter((name) => ["logit", "distance"].includes(name)));
+  const probability = 1 / (1 + Math.exp(-answers.logit.data[0] / detector.temperature));
+  const distance = answers.distance?.data[0] ?? 0;
   const warnings = outside(image, await quality(file), distance, detector.scope);
   const sure = probability >= detector.high ? "ai" : probability < detector.low ? "real" : "uncertain";
   return {

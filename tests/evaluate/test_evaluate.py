@@ -4,15 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import detectors
 import numpy as np
 import pandas as pd
 import pytest
 
 from components import images, networks, robustness, shards
+from components.detector import file
 from components.evaluate import evaluate
 from components.evaluate.decision import Scored, calibrate
 from components.ingest import ingest
-from components.networks.inference import Scorer
 from components.params import Evaluate, Ingest, Sample, Source
 from components.preprocess import arrays
 from components.serve.check import Judge, check
@@ -47,6 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.get_layer("logit").set_weights([10 * w for w in model.get_layer("logit").get_weights()])
         (folder / "models" / name).mkdir(parents=True)
         model.save(folder / "models" / name / "network.keras")
+        (folder / "models" / name / "network.onnx").write_bytes(detectors.compiled(model, view))
         (folder / "models" / name / "training.json").write_text(json.dumps({"run_id": "0" * 32}))
     for name, members in {"whole": ["whole"], "crops": ["crops"], "both": list(VIEWS)}.items():
         judge(folder, name, members, folder / "evaluation" / name)
@@ -108,14 +110,18 @@ def test_an_ensemble_is_the_mean_of_its_calibrated_members(root: Path) -> None:
     index = index[index["split"] != "train"]
     labels = (index["label"] == "ai").to_numpy()
     held = (index["split"] == "validation").to_numpy()
-    parts = []
+    parts, temperatures = [], []
     for name, view in VIEWS.items():
         pixels = np.load(root / f"arrays/{view}/{index['shard'].iloc[0]}.npy")[index["row"]]
-        logits = Scorer(root / f"models/{name}/network.keras").logits(pixels)
-        parts.append(logits / calibrate(Scored(logits[held], labels[held])))
-    decision = json.loads((root / "evaluation/both/decision.json").read_text())
-    assert [m["name"] for m in decision["members"]] == list(VIEWS)
-    expected = 1 / (1 + np.exp(-np.mean(parts, axis=0) / decision["temperature"]))
+        crops = pixels.reshape(-1, *pixels.shape[-3:]).astype(np.float32)
+        said = networks.load(root / f"models/{name}/network.keras").predict(crops, verbose=0)
+        logits = said.reshape(len(pixels), -1).mean(1)
+        temperatures.append(calibrate(Scored(logits[held], labels[held])))
+        parts.append(logits / temperatures[-1])
+    about = file.about(root / "evaluation/both/detector.onnx")
+    assert [(m["name"], m["view"]) for m in about["members"]] == list(VIEWS.items())
+    assert [m["temperature"] for m in about["members"]] == pytest.approx(temperatures, rel=1e-3)
+    expected = 1 / (1 + np.exp(-np.mean(parts, axis=0) / about["temperature"]))
     found = pd.read_parquet(root / "evaluation/both/predictions.parquet")
     np.testing.assert_allclose(found["probability"], expected, atol=1e-5)
     assert found["sha256"].tolist() == index["sha256"].tolist()
@@ -123,14 +129,7 @@ def test_an_ensemble_is_the_mean_of_its_calibrated_members(root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["whole", "both"])
 def test_serving_says_what_the_judge_said(root: Path, tmp_path: Path, name: str) -> None:
-    network = root / "models/whole/network.keras"
-    if name == "both":
-        network = tmp_path / "networks"
-        network.mkdir()
-        for member in VIEWS:
-            (network / f"{member}.keras").symlink_to(root / f"models/{member}/network.keras")
-    judged = root / "evaluation" / name
-    detector = Detector(network, judged / "decision.json", judged / "familiar.npz", "1")
+    detector = Detector(root / "evaluation" / name / "detector.onnx", "1")
     index = pd.read_parquet(root / "index.parquet")
     files = shards.paths(root / "data", ["sample"])
     recorded = pd.read_parquet(root / f"evaluation/{name}/predictions.parquet").set_index("sha256")["probability"]
@@ -154,15 +153,26 @@ def test_serving_says_what_the_judge_said(root: Path, tmp_path: Path, name: str)
         assert image.size == (256, 256) and np.ptp(np.asarray(image), axis=2).max() > 20, "coloured"
 
 
+def test_what_was_decided_stands_in_the_file(root: Path) -> None:
+    """Temperature, threshold and band as the figures and the card have them, the encoding, the sizes, the members."""
+    metrics = json.loads((root / "evaluation/whole/metrics.json").read_text())
+    about = file.about(root / "evaluation/whole/detector.onnx")
+    assert about["threshold"] == metrics["threshold"] and about["low"] <= about["threshold"] <= about["high"]
+    assert about["equalise"] == EQUAL and about["members"] == [{"name": "whole", "view": "24", "temperature": 1.0}]
+    assert about["scope"].keys() == {"min_side", "max_side"} and about["scope"]["min_side"] <= 32
+    test = pd.read_parquet(root / "evaluation/whole/predictions.parquet").query("split == 'test'")["probability"]
+    assert ((about["low"] <= test) & (test < about["high"])).mean() == pytest.approx(metrics["uncertain_share"])
+
+
 def test_the_same_again_gives_the_same_decision(root: Path, tmp_path: Path) -> None:
     """With the degradations in it; a decision is part of a version's identity."""
     judge(root, "both", list(VIEWS), tmp_path)
-    assert (tmp_path / "decision.json").read_bytes() == (root / "evaluation/both/decision.json").read_bytes()
+    assert (tmp_path / "detector.onnx").read_bytes() == (root / "evaluation/both/detector.onnx").read_bytes()
     assert (tmp_path / "metrics.json").read_bytes() == (root / "evaluation/both/metrics.json").read_bytes()
 
 
 def test_what_was_not_trained_is_named(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"network\.keras is missing: whole was not trained; `dvc repro train@whole`"):
+    with pytest.raises(StageError, match=r"network\.onnx is missing: whole was not trained; `dvc repro train@whole`"):
         evaluate("whole", VIEWS, SETTINGS, tmp_path, root / "index.parquet", root / "arrays", root / "data", tmp_path)
 
 

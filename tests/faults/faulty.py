@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import detectors
 import pandas as pd
 import s3
 from postgresql import Postgres
@@ -186,9 +187,7 @@ def another(project: Project, threshold: float = 0.5) -> None:
         for column in table.columns.difference(["sha256", "label", "split"]):
             table[column] = (table["label"] == "ai").astype(float)
         table.to_parquet(folder / f"{name}.parquet", index=False)
-    decision = json.loads((folder / "decision.json").read_text())
-    decision |= {"threshold": threshold, "low": threshold - 0.1, "high": threshold + 0.1}
-    (folder / "decision.json").write_text(json.dumps(decision))
+    detectors.decided(folder / "detector.onnx", threshold=threshold, low=threshold - 0.1, high=threshold + 0.1)
 
 
 def until(what: Callable[[], Any], seconds: float = 300) -> Any:

@@ -131,8 +131,8 @@ def test_the_first_registration(shared: Project, tmp_path: Path) -> None:
     found = registered(shared)
     assert found.versions == [["champion"]] and found.champions == ["1"]
     assert found.tags[0]["gate"] == "champion"
-    network = files_of(shared, "1", tmp_path / "version")["network.keras"]
-    assert network == (shared.root / "artifacts/models/small/network.keras").read_bytes()
+    detector = files_of(shared, "1", tmp_path / "version")["detector.onnx"]
+    assert detector == (shared.root / "artifacts/evaluation/small/detector.onnx").read_bytes()
 
 
 def test_a_promotion_by_the_gate(automatic: Project) -> None:

@@ -120,36 +120,33 @@ def test_mlflow_is_started_anew_while_a_candidate_is_registered(
 
 
 @pytest.fixture
-def light(stores: Stores, tmp_path: Path) -> Iterator[served.Registered]:
-    """Two versions that answer at once, the first of them the champion."""
+def two(stores: Stores, tmp_path: Path) -> Iterator[served.Registered]:
+    """Two versions, the first of them the champion."""
     import mlflow
 
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(stores.mlflow.url)
-    files = served.light(tmp_path / "light").parent
+    model = served.packed(served.detector(tmp_path / "detector"))
+    stores.client.create_registered_model("trueframe")
     for _ in range(2):
-        mlflow.pyfunc.log_model(
-            name="light",
-            python_model=str(files / "light.py"),
-            artifacts={"network": str(files / "network.txt")},
-            pip_requirements=["mlflow"],
-            registered_model_name="trueframe",
-        )
+        with mlflow.start_run() as run:
+            mlflow.log_artifacts(str(model), "model")
+        stores.client.create_model_version("trueframe", f"{run.info.artifact_uri}/model", run.info.run_id)
     mlflow.set_tracking_uri(before)
     home = served.project(tmp_path / "project", poll_s=0.5, answer_s=served.PATIENCE)
     yield home
 
 
-def test_the_gateway_while_the_registry_is_down(light: served.Registered, stores: Stores) -> None:
+def test_the_gateway_while_the_registry_is_down(two: served.Registered, stores: Stores) -> None:
     client = stores.client
     client.set_registered_model_alias("trueframe", "champion", "1")
     env = {"MLFLOW_TRACKING_URI": stores.mlflow.url, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    with served.serve(light, "--follow", **env) as gateway:
+    with served.serve(two, "--follow", **env) as gateway:
         stores.mlflow.kill()
         try:
             gateway.wait(lambda: gateway.metric("trueframe_registry_up") == 0)
             assert gateway.ask(served.picture(1))[0]["model_version"] == "1"
-            # Even a model server that dies now is started anew.
+            # Even a worker that dies now is started anew.
             for pid in gateway.family():
                 os.kill(pid, signal.SIGKILL)
             assert gateway.ask(served.picture(1), timeout=served.PATIENCE)[0]["model_version"] == "1"

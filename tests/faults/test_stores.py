@@ -61,8 +61,8 @@ def test_s3_fails_half_of_the_requests_for_a_minute(remote: Project, stores: Sto
     assert there and there == {name: data for name, data in contents(cache).items() if name in there}
     assert "new" not in remote.ok("dvc", "status", "--cloud", "--json")
     assert registered(remote).versions == [["champion"]]
-    network = files_of(remote, "1", tmp_path / "version")["network.keras"]
-    assert network == (remote.root / "artifacts/models/small/network.keras").read_bytes()
+    detector = files_of(remote, "1", tmp_path / "version")["detector.onnx"]
+    assert detector == (remote.root / "artifacts/evaluation/small/detector.onnx").read_bytes()
 
 
 def lose(project: Project, stores: Stores, version: str) -> None:
@@ -107,7 +107,7 @@ def test_the_only_champions_artifacts_are_deleted(shared: Project, stores: Store
     said = stage(shared, "register")
     assert "no file of version 1" in said and "version 2: challenger" in said
     assert registered(shared).versions == [["champion"], ["challenger"]], "nothing is deleted"
-    assert "network.keras" in files_of(shared, "2", tmp_path / "version")
+    assert "detector.onnx" in files_of(shared, "2", tmp_path / "version")
     assert "registered before as version 2" in stage(shared, "register")
 
 

@@ -73,7 +73,7 @@ def test_the_same_comes_out(
     arrays = contents(flow.root / "artifacts/arrays")
     assert len([name for name in arrays if name.endswith(".npy")]) == 6
     assert contents(back / "artifacts/arrays") == arrays
-    for name in ("metrics.json", "decision.json", "predictions.parquet", "degraded.parquet"):
+    for name in ("metrics.json", "detector.onnx", "predictions.parquet", "degraded.parquet"):
         path = f"artifacts/evaluation/small/{name}"
         assert (back / path).read_bytes() == (flow.root / path).read_bytes(), path
     ours, theirs = (json.loads((root / "artifacts/registration.json").read_text()) for root in (back, flow.root))

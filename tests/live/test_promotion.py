@@ -151,7 +151,7 @@ def test_promotion_in_the_mlflow_ui(mlflow_server: str, browser: Any, tmp_path: 
 
     registry = made("clicked", 0)
     for version in ("1", "2"):
-        packed("clicked", served.light(tmp_path / version))
+        packed("clicked", served.packed(served.detector(tmp_path / version, seed=int(version))))
     registry.promote("1")
     registry.challenge("2")
     home = served.project(tmp_path / "project", poll_s=0.5, answer_s=served.PATIENCE)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from components import networks
-from components.networks.inference import Scorer
+from components.detector import compile
+from components.detector.file import Network
 from components.stage import StageError
 
 
@@ -17,16 +18,17 @@ def pixels() -> np.ndarray:
 
 def test_its_logit_is_the_mean_of_both_and_its_map_adds_up(pixels: np.ndarray, tmp_path: Path) -> None:
     network = networks.build("resnet9", 17, {"stem": 4, "width": 4})
-    network.save(tmp_path / "plain.keras")
-    networks.mirrored(network).save(tmp_path / "mirrored.keras")
-    plain, mirrored = (Scorer(tmp_path / f"{name}.keras") for name in ("plain", "mirrored"))
-    turned = np.ascontiguousarray(pixels[:, :, ::-1])
-    expected = (plain.logits(pixels) + plain.logits(turned)) / 2
-    np.testing.assert_allclose(mirrored.logits(pixels), expected, rtol=1e-4, atol=1e-5)
-    assert not np.allclose(plain.logits(pixels), expected, rtol=1e-3, atol=1e-4)
-    bias = float(np.asarray(mirrored.model.get_layer("logit").bias)[0])
-    total = mirrored.activation_map(pixels[0]).mean() + bias
-    assert total == pytest.approx(mirrored.logits(pixels[:1])[0], abs=1e-4)
+    mirrored = networks.mirrored(network)
+    mirrored.save(tmp_path / "network.keras")
+    logits = network.predict(np.concatenate([pixels, pixels[:, :, ::-1]]), verbose=0)[:, 0].reshape(2, -1)
+    assert not np.allclose(*logits, rtol=1e-3, atol=1e-4)
+    again = networks.load(tmp_path / "network.keras")
+    np.testing.assert_allclose(again.predict(pixels, verbose=0)[:, 0], logits.mean(0), rtol=1e-4, atol=1e-5)
+    compile.write(tmp_path / "network.keras", "17", pixels, tmp_path / "network.onnx")
+    said = Network(tmp_path / "network.onnx").outputs({"pixels": pixels})
+    np.testing.assert_allclose(said["logit"], logits.mean(0), rtol=1e-4, atol=1e-4)
+    bias = float(np.asarray(again.get_layer("logit").bias)[0])
+    np.testing.assert_allclose(said["map"].mean((1, 2)) + bias, said["logit"], atol=1e-4)
 
 
 def test_another_training_can_start_from_it(pixels: np.ndarray, tmp_path: Path) -> None:

@@ -23,11 +23,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_mobilenets_weights_are_here(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = networks.build("mobilenet", 32, {}), networks.build("mobilenet", 32, {})
-    assert "taking models/photo's" in capsys.readouterr().out
-    reference = networks.load(Path(__file__).parents[2] / "models/photo/network.keras")
-    for name in ("Conv1", "block_5_depthwise", "Conv_1"):
-        here, there, known = (each.get_layer(name).get_weights()[0] for each in (first, second, reference))
-        assert np.array_equal(here, there) and np.array_equal(here, known)
+    assert "taking those in models/backbones" in capsys.readouterr().out
+    with np.load(Path(__file__).parents[2] / "models/backbones/MobileNetV2.npz") as known:
+        for name in ("Conv1", "block_5_depthwise", "Conv_1"):
+            here, there = (each.get_layer(name).get_weights()[0] for each in (first, second))
+            assert np.array_equal(here, there) and np.array_equal(here, known[f"{name}/0"])
     networks.unfreeze(first, None)
     assert not first.get_layer("Conv1").trainable, "they have learned something"
 

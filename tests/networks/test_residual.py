@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from components import networks
-from components.networks.inference import Scorer
+from components.detector import compile
+from components.detector.file import Network
 from components.stage import StageError
 
 
@@ -66,7 +67,8 @@ def test_a_step_changes_it_and_its_file_gives_the_same(options: dict[str, Any], 
     after = network.predict(pixels, verbose=0)
     assert not np.allclose(before, after)
     network.save(tmp_path / "network.keras")
-    np.testing.assert_allclose(Scorer(tmp_path / "network.keras").logits(pixels), after[:, 0], rtol=1e-4, atol=1e-5)
+    again = networks.load(tmp_path / "network.keras")
+    np.testing.assert_allclose(again.predict(pixels, verbose=0), after, rtol=1e-4, atol=1e-5)
 
 
 def test_stochastic_depth_skips_blocks_in_training_alone() -> None:
@@ -79,13 +81,13 @@ def test_stochastic_depth_skips_blocks_in_training_alone() -> None:
 
 
 def test_the_activation_map_adds_up_to_the_logit(tmp_path: Path) -> None:
-    networks.build("residual", 32, {"size": "xs"}).save(tmp_path / "network.keras")
-    scorer = Scorer(tmp_path / "network.keras")
-    pixels = noise(1, 32)[0]
-    bias = float(np.asarray(scorer.model.get_layer("logit").bias)[0])
-    found = scorer.activation_map(pixels)
-    assert found.shape == (8, 8)
-    assert found.mean() + bias == pytest.approx(scorer.logits(pixels[None])[0], abs=1e-4)
+    network, seen = networks.build("residual", 32, {"size": "xs"}), noise(2, 32)
+    network.save(tmp_path / "network.keras")
+    compile.write(tmp_path / "network.keras", "32", seen, tmp_path / "network.onnx")
+    said = Network(tmp_path / "network.onnx").outputs({"pixels": seen})
+    assert said["map"].shape == (2, 8, 8)
+    bias = float(np.asarray(network.get_layer("logit").bias)[0])
+    np.testing.assert_allclose(said["map"].mean((1, 2)) + bias, said["logit"], atol=1e-4)
 
 
 def test_wrong_settings_say_what_there_is() -> None:

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import tomllib
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +30,9 @@ from components.stage import StageError
 from tests.live.harness import free_port, stop, wait_for
 
 ROOT = Path(__file__).parents[2]
-TRAINING = {"scikit-learn", "scipy"}  # what is fitted and measured, in modules that serving shares
+TRAINING = {"scipy"}  # what is measured, in modules that serving shares
 TOLD = {"psutil", "pyarrow", "sqlalchemy"}  # whose errors a command's last line tells
+MAKING = {"scikit-learn", "tensorflow", "keras", "onnx", "tf2onnx"}  # what makes a detector, or compiles an older one
 KINDS = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif", "jpeg2000", "heic")
 OPTIONAL = ("c2pa", "pillow_heif", "sd_parsers")
 
@@ -104,10 +104,9 @@ def test_its_pins_are_the_lock_s_and_those_of_all_that_they_need(version: Path) 
     pins = pinned(version / "requirements.txt")
     assert pins - pinned(ROOT / "requirements.lock") == set()
     assert len(pins) == len((version / "requirements.txt").read_text().splitlines())
-    assert {"mlflow-skinny", "fastapi", "uvicorn", "starlette", "protobuf", "h5py", "cffi"} <= {
-        name for name, _ in pins
-    }
-    assert not {"prefect", "dvc", "pytest", "gradio", "trueframe"} & {name for name, _ in pins}
+    found = {name for name, _ in pins}
+    assert {"mlflow-skinny", "fastapi", "uvicorn", "starlette", "protobuf", "flatbuffers", "cffi"} <= found
+    assert not {"prefect", "dvc", "pytest", "gradio", "trueframe", "tensorflow", "keras", "onnx", "tf2onnx"} & found
     told = yaml.safe_load((version / "python_env.yaml").read_text())
     assert told["python"] == ".".join(map(str, sys.version_info[:3]))
     [*_, conda] = yaml.safe_load((version / "conda.yaml").read_text())["dependencies"]
@@ -122,7 +121,7 @@ def test_its_files_are_those_of_the_project_and_no_caches(version: Path) -> None
 
 
 def test_the_images_and_the_space_hold_what_their_code_imports() -> None:
-    """The images serve whatever was registered, so they hold what any version requires."""
+    """The image that serves is the base, which holds what a version requires, but for its network's own packages."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     specified = {}
     for lines in (*project["optional-dependencies"].values(), project["dependencies"]):
@@ -132,8 +131,9 @@ def test_the_images_and_the_space_hold_what_their_code_imports() -> None:
     # What boto3 and DVC are made of, and what is used only where somebody has it.
     assert unnamed == {"botocore", "dvc_data", "voluptuous", "torch"}
 
-    for lock in (ROOT / "deploy").glob("requirements*.lock"):
-        assert {re.split(r"[;\s]", one)[0] for one in environment.PACKAGES} | {"keras-hub"} <= names(lock), lock
+    base = {re.split(r"[<>=!\[\s]", line)[0] for line in project["dependencies"]}
+    beyond = {re.split(r"[;\s]", one)[0] for one in environment.PACKAGES} - base
+    assert beyond == {"mlflow"}  # of which the base has mlflow-skinny, which serves
 
     space = {
         re.split(r"[<>=!\[\s]", line)[0]: line
@@ -142,8 +142,9 @@ def test_the_images_and_the_space_hold_what_their_code_imports() -> None:
     assert {name: specified[name].partition(" #")[0] for name in space} == space
     registry = {"mlflow", "packaging"}  # a Space has none
     found = imports.closure(ROOT, ROOT / "space/app.py")
-    beside = TRAINING | TOLD | registry
-    assert {n for n in found if not imports.distributions(n) & (space.keys() | beside)} == set()
+    assert {
+        n for n in found if not imports.distributions(n) & (space.keys() | TRAINING | TOLD | MAKING | registry)
+    } == set()
 
 
 def installed(site: Path, name: str, version: str, *needs: str) -> None:
@@ -177,19 +178,6 @@ def test_pins_hold_for_every_platform_and_can_be_installed(tmp_path: Path, monke
         environment.pinned(["cc", "not-here"])
 
 
-def test_a_network_s_own_packages_are_required(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = [tmp_path / "plain.keras", tmp_path / "encoder.keras"]
-    for file, module in zip(files, ("keras.layers", "keras_hub.src.models.vit.vit_backbone"), strict=True):
-        with zipfile.ZipFile(file, "w") as network:
-            network.writestr("config.json", json.dumps({"layers": [{"module": module}]}))
-    monkeypatch.delenv("KERAS_BACKEND", raising=False)
-    assert environment.packages(files[:1]) == list(environment.PACKAGES)
-    assert environment.packages(files) == [*environment.PACKAGES, "keras-hub"]
-    assert {"keras-hub", "tensorflow-text"} <= {pin.partition("==")[0] for pin in environment.pinned(["keras-hub"])}
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    assert environment.packages(files[:1]) == [*environment.PACKAGES, "jax"]
-
-
 # --- What answers, with some packages only ----------------------------------------------------------------------------
 
 
@@ -221,10 +209,10 @@ def complete(rows: dict[str, dict[str, Any]]) -> None:
 
 def test_it_answers_with_what_it_requires_alone(version: Path, files: dict[str, bytes], tmp_path: Path) -> None:
     """Whatever else is installed here can't be imported, nor what serving doesn't need of that."""
-    allowed = names(version / "requirements.txt") - TRAINING
+    allowed = names(version / "requirements.txt") - TRAINING - MAKING
     modules = importlib.metadata.packages_distributions()
     blocked = {name for name in modules if not imports.distributions(name) & allowed}
-    assert {"prefect", "dvc", "keras_hub", "sklearn", "scipy", "components"} <= blocked
+    assert {"prefect", "dvc", "keras_hub", "keras", "tensorflow", "onnx", "sklearn", "components"} <= blocked
     rows = answered(version, files, blocked - {"components"}, tmp_path)
     complete(rows)
     assert all(Image.open(io.BytesIO(base64.b64decode(rows[kind]["heatmap"]))).size for kind in KINDS)

@@ -6,17 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import detectors
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from components import integrity, networks, register, robustness, shards
-from components.networks.familiarity import Familiarity
+from components import integrity, register, robustness, shards
 from components.params import Register
 from components.register import Inputs
 from components.register.registry import Registry
 from components.serve import reference
+from components.serve.files import Files
 from components.stage import StageError
 
 N = 40
@@ -26,17 +27,14 @@ ANY, NONE = np.inf, 1e-9
 Make = Callable[..., dict[str, Any]]
 
 
-def detector(folder: Path, scope: tuple[int, int | None], familiar: float = ANY) -> None:
-    """An untrained network with a decision and a card; the limit of what is familiar to it."""
-    folder.mkdir(parents=True)
-    networks.load_keras().utils.set_random_seed(len(folder.name))
-    networks.build("cnn", 16, {"width": 4, "blocks": 1}).save(folder / "network.keras")
+def detector(folder: Path, scope: tuple[int, int | None], familiar: float = ANY, cut: float = 0.5) -> Any:
+    """The files of an untrained detector; the limit of what is familiar to it, and where `ai` begins. Its network."""
+    network = detectors.cnn(seed=len(folder.name), width=4, blocks=1)
     sides = dict(zip(("min_side", "max_side"), scope, strict=True))
-    decision = {"temperature": 1.0, "threshold": 0.5, "low": 0.5, "high": 0.5, "view": "16", "scope": sides}
-    (folder / "decision.json").write_text(json.dumps(decision))
-    one = np.ones(4)
-    Familiarity(one, np.zeros((2, 4)), np.eye(4), one, np.full(2, familiar)).save(folder / "familiar.npz")
-    (folder / "model_card.md").write_text("# Card\n\nA detector.\n")
+    known, decision = detectors.known(4, familiar), dict.fromkeys(("threshold", "low", "high"), cut)
+    member, card = detectors.member(network, name=folder.name), "# Card\n\nA detector.\n"
+    detectors.write(folder, member, familiar=known, card=card, scope=sides, **decision)
+    return network
 
 
 @pytest.fixture
@@ -65,8 +63,8 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def refer(kept: Path, name: str, scope: tuple[int, int | None], familiar: float = ANY) -> None:
-    detector(kept / name, scope, familiar)
+def refer(kept: Path, name: str, scope: tuple[int, int | None], familiar: float = ANY, cut: float = 0.5) -> None:
+    detector(kept / name, scope, familiar, cut)
     integrity.write(kept / name)
 
 
@@ -75,10 +73,8 @@ def skilled(kept: Path, name: str, data: Path) -> np.ndarray:
     [shard] = data.rglob("*.parquet")
     rows = reference.Reference(kept / name).score(list(shards.files(shard)))
     p = np.array([row["probability"] for row in rows])
-    decision = json.loads((kept / name / "decision.json").read_text())
     cut = float(np.median(p))
-    (kept / name / "decision.json").write_text(json.dumps(decision | dict.fromkeys(("threshold", "low", "high"), cut)))
-    integrity.write(kept / name)
+    refer(kept, name, tuple(Files.kept(kept / name).fitted["scope"].values()), cut=cut)
     return (p >= cut) ^ (np.arange(N) % 5 == 0)
 
 
@@ -89,9 +85,8 @@ def run(inputs: Inputs) -> Make:
     def go(
         name: str, right: float, model: str, n: int = N, is_ai: np.ndarray = EVERY_OTHER, **changed: object
     ) -> dict[str, Any]:
-        detector(inputs.evaluations / name, (16, None))
         (inputs.models / name).mkdir(parents=True)
-        (inputs.evaluations / name / "network.keras").rename(inputs.models / name / "network.keras")
+        detector(inputs.evaluations / name, (16, None)).save(inputs.models / name / "network.keras")
         (inputs.evaluations / name / "run.json").write_text(json.dumps({"run_id": "0" * 32}))
         is_ai = is_ai[:n]
         p = np.where(is_ai == (np.arange(n) < round(n * right)), 0.9, 0.1)
@@ -153,11 +148,7 @@ def test_where_it_is_worse_a_person_decides(run: Make, kept: Path, inputs: Input
 
 def test_what_would_be_no_version_itself_is_no_measure(run: Make, kept: Path, inputs: Inputs) -> None:
     """It calls all real, and so is right about every real one; the candidate misses some of them."""
-    refer(kept, "small", (16, 64))
-    skilled(kept, "small", inputs.data)
-    decision = json.loads((kept / "small/decision.json").read_text())
-    (kept / "small/decision.json").write_text(json.dumps(decision | {"threshold": 0.999}))
-    integrity.write(kept / "small")
+    refer(kept, "small", (16, 64), cut=0.999)
     found = run("a", 0.8, "chance")
     assert found["decision"] == "champion"
     first, *others = found["gate"]

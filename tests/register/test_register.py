@@ -7,14 +7,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import detectors
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 from components import images, networks, robustness, shards
-from components.networks.familiarity import Familiarity
-from components.networks.inference import Scorer
 from components.params import Register
 from components.register import LINEAGE, Inputs, _Champion, register
 from components.register.registry import Gone, Registry
@@ -28,27 +27,24 @@ def inputs(tmp_path: Path) -> Inputs:
     return Inputs(tmp_path / "models", tmp_path / "evaluation", tmp_path / "index.parquet", tmp_path / "data")
 
 
-def familiar(features: int) -> Familiarity:
-    """To which all images are."""
-    one = np.ones(features)
-    return Familiarity(one, np.zeros((2, features)), np.eye(features), one, np.full(2, np.inf))
+def judged(inputs: Inputs, name: str, *members: detectors.Member, card: str) -> None:
+    """A candidate's files as evaluate writes them."""
+    detectors.write(inputs.evaluations / name, *members, card=card, low=0.5, high=0.5)
+
+
+def scores(network: Path, seen: np.ndarray) -> np.ndarray:
+    """Logits of a saved network."""
+    return np.asarray(networks.load(network).predict(seen.astype(np.float32), verbose=0)[:, 0])
 
 
 def candidate(inputs: Inputs, name: str, accuracy: float, seed: int) -> None:
     """A network with test predictions of which a given share is right."""
-    import keras
-
-    keras.utils.set_random_seed(seed)
+    network = detectors.cnn(seed=seed, width=4, blocks=1)
     (inputs.models / name).mkdir(parents=True)
-    (inputs.evaluations / name).mkdir(parents=True)
-    networks.build("cnn", 16, {"width": 4, "blocks": 1}).save(inputs.models / name / "network.keras")
-    (inputs.evaluations / name / "run.json").write_text(json.dumps({"run_id": "0" * 32}))
+    network.save(inputs.models / name / "network.keras")
     card = f"# {name}\n\nA detector, right in {accuracy:.0%}.\n\n## Use and limits\n\nNone.\n"
-    (inputs.evaluations / name / "model_card.md").write_text(card)
-    scope = {"min_side": 16, "max_side": None}
-    decision = {"temperature": 1.0, "threshold": 0.5, "low": 0.5, "high": 0.5, "view": "16", "scope": scope}
-    (inputs.evaluations / name / "decision.json").write_text(json.dumps(decision))
-    familiar(4).save(inputs.evaluations / name / "familiar.npz")
+    judged(inputs, name, detectors.member(network, name=name), card=card)
+    (inputs.evaluations / name / "run.json").write_text(json.dumps({"run_id": "0" * 32}))
     labels = np.arange(200) % 2 == 0
     right = np.arange(200) < round(200 * accuracy)
     rows = pd.DataFrame(
@@ -135,8 +131,10 @@ def test_outputs_that_are_links_into_dvcs_cache_are_registered(
     before = {path: (path.read_bytes(), path.stat().st_mode) for path in cache.iterdir()}
     result = run(inputs, "linked", model=f"linked-{link.__name__}")
     fetched = Registry(result["model_name"]).fetch("1", tmp_path / "fetched")
-    stored = (fetched / "artifacts/network.keras").read_bytes()
-    assert stored == (inputs.models / "linked/network.keras").read_bytes()
+    stored = (fetched / "artifacts/detector.onnx").read_bytes()
+    assert stored == (inputs.evaluations / "linked/detector.onnx").read_bytes()
+    [network] = Registry(result["model_name"]).networks("1", tmp_path).values()
+    assert network.read_bytes() == (inputs.models / "linked/network.keras").read_bytes()
     assert {path: (path.read_bytes(), path.stat().st_mode) for path in cache.iterdir()} == before
 
 
@@ -178,8 +176,8 @@ def test_the_version_loads_without_this_project_on_the_path(inputs: Inputs, tmp_
     assert detector.score([b"nothing"])[0]["error"]
     folder = Path(registry.mlflow.artifacts.download_artifacts("models:/portable/1"))
     assert (folder / "code/components/serve/detector.py").exists()
-    assert "tensorflow==" in (folder / "requirements.txt").read_text()
-    assert "://" not in (folder / "requirements.txt").read_text()
+    required = (folder / "requirements.txt").read_text()
+    assert "onnxruntime==" in required and "tensorflow" not in required and "://" not in required
     assert (folder / "artifacts/model_card.md").read_text().startswith("# a\n")
     described = registry.client.get_model_version("portable", "1").description
     assert described.startswith("A detector, right in 80%.") and "Use and limits" not in described
@@ -195,7 +193,7 @@ def test_files_that_are_not_what_was_registered_are_not_loaded(
     registry = Registry("sealed")
     assert capsys.readouterr().err.count("warning") == 0 and registry.load("1").version == "1"
     where = Path(registry.mlflow.artifacts.download_artifacts("models:/sealed/1"))
-    network, code = where / "artifacts/network.keras", where / "code/components/serve/detector.py"
+    network, code = where / "artifacts/detector.onnx", where / "code/components/serve/detector.py"
     whole = {path: path.read_bytes() for path in (network, code)}
 
     def refused(says: str) -> None:
@@ -203,9 +201,9 @@ def test_files_that_are_not_what_was_registered_are_not_loaded(
             registry.load("1")
         assert f"sealed version 1 is not what was registered: {says}. Nothing of it was loaded" in str(caught.value)
 
-    shutil.copy(inputs.models / "b/network.keras", network)
-    refused("artifacts/network.keras was changed")
-    with pytest.raises(StageError, match=r"not the files of its SHA256SUMS: network\.keras was changed"):
+    shutil.copy(inputs.evaluations / "b/detector.onnx", network)
+    refused("artifacts/detector.onnx was changed")
+    with pytest.raises(StageError, match=r"not the files of its SHA256SUMS: detector\.onnx was changed"):
         registry.mlflow.pyfunc.load_model("models:/sealed/1")  # as `mlflow models serve` does
     network.write_bytes(whole[network])
     code.write_bytes(whole[code] + f"\nPath({str(tmp_path / 'ran')!r}).touch()\n".encode())
@@ -223,17 +221,17 @@ def test_files_that_are_not_what_was_registered_are_not_loaded(
     assert registry.load("1").version == "1"
 
 
-def test_an_ensemble_is_one_version_with_all_its_members(inputs: Inputs) -> None:
+def test_an_ensemble_is_one_version_with_all_its_members(inputs: Inputs, tmp_path: Path) -> None:
     candidate(inputs, "a", 0.70, 20)
     candidate(inputs, "b", 0.75, 21)
     candidate(inputs, "both", 0.80, 22)
     for file in (inputs.models / "both").iterdir():
         file.unlink()
-    decision = json.loads((inputs.evaluations / "both" / "decision.json").read_text())
-    del decision["view"]
-    members = [{"name": "a", "view": "16", "temperature": 2.0}, {"name": "b", "view": "crop-16", "temperature": 0.5}]
-    (inputs.evaluations / "both" / "decision.json").write_text(json.dumps({**decision, "members": members}))
-    familiar(8).save(inputs.evaluations / "both" / "familiar.npz")
+    members = [
+        detectors.member(networks.load(inputs.models / name / "network.keras"), view, name, temperature)
+        for name, view, temperature in (("a", "16", 2.0), ("b", "crop-16", 0.5))
+    ]
+    judged(inputs, "both", *members, card="# both\n\nTwo.\n")
     result = run(inputs, "a", "b", "both", model="together")
     assert (result["candidate"], result["version"]) == ("both", "1")
 
@@ -242,15 +240,16 @@ def test_an_ensemble_is_one_version_with_all_its_members(inputs: Inputs) -> None
     Image.fromarray(pixels).save(buffer, "PNG")
     (answer,) = Registry("together").load("1").score([buffer.getvalue()], explain=True)
     logits = [
-        Scorer(inputs.models / m["name"] / "network.keras").logits(
-            images.render(Image.fromarray(pixels), m["view"])[None]
-        )[0]
-        / m["temperature"]
+        scores(inputs.models / m.name / "network.keras", images.render(Image.fromarray(pixels), m.view)[None])
+        / m.temperature
         for m in members
     ]
     assert answer["probability"] == pytest.approx(1 / (1 + np.exp(-np.mean(logits))), abs=1e-6)
     assert answer["heatmap"]
     assert run(inputs, "a", "b", "both", model="together")["version"] == "1", "registered twice"
+    kept = Registry("together").networks("1", tmp_path)
+    for name in ("a", "b"):
+        assert kept[name].read_bytes() == (inputs.models / name / "network.keras").read_bytes()
     # Another member is another detector.
     candidate(inputs, "c", 0.70, 23)
     (inputs.models / "c/network.keras").replace(inputs.models / "a/network.keras")
@@ -342,10 +341,9 @@ def test_the_champion_scores_what_it_has_not_seen(inputs: Inputs) -> None:
     index = pd.DataFrame({"sha256": names, "source": "mine", "shard": "mine/one-00000", "row": range(3)})
     index = index.set_index("sha256")
 
-    scorer = Scorer(inputs.models / "a/network.keras")
-
     def expected(seen: list[Image.Image]) -> np.ndarray:
-        return 1 / (1 + np.exp(-scorer.logits(np.stack([images.render(image, "16") for image in seen]))))
+        rendered = np.stack([images.render(image, "16") for image in seen])
+        return 1 / (1 + np.exp(-scores(inputs.models / "a/network.keras", rendered)))
 
     known = f"{5:064d}"
     scored = champion.scores(pd.Series([names[1], known, names[0]]), index, inputs.data)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import detectors
 import numpy as np
 import pandas as pd
 import pytest
@@ -55,6 +56,7 @@ class House:
         model.get_layer("logit").set_weights([sign * 10 * w for w in model.get_layer("logit").get_weights()])
         (self.root / "models" / name).mkdir(parents=True)
         model.save(self.root / "models" / name / "network.keras")
+        (self.root / "models" / name / "network.onnx").write_bytes(detectors.compiled(model, "24"))
         (self.root / "models" / name / "training.json").write_text(json.dumps({"run_id": "0" * 32}))
 
     def judge(self, name: str) -> dict[str, Any]:

@@ -2,39 +2,31 @@
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import Any
 
+import detectors
 import numpy as np
 import pytest
 from PIL import Image
 
-from components import images, integrity, networks
-from components.networks.familiarity import Familiarity
-from components.networks.inference import Scorer
+from components import images, integrity
+from components.detector.familiarity import Familiarity
+from components.detector.file import Network
 from components.serve.cascade import Cascade
 from components.serve.detector import UNFAMILIAR
 from components.serve.files import Files
 from components.serve.reference import Reference, beside, references
 
-ALL = Familiarity(np.ones(16), np.zeros((2, 16)), np.eye(16), np.ones(16), np.full(2, np.inf))
-NONE = Familiarity(np.ones(16), np.zeros((2, 16)), np.eye(16), np.ones(16), np.full(2, 1e-9))
+ALL, NONE = detectors.known(16), detectors.known(16, 1e-9)
 OWN, SMALL, PHOTO = (32, 128), (16, 64), (80, None)
 
 
 def made(folder: Path, seed: int, scope: tuple[int, int | None], familiar: Familiarity = ALL) -> Files:
     """An untrained detector, each with another threshold."""
-    folder.mkdir(parents=True, exist_ok=True)
-    networks.load_keras().utils.set_random_seed(seed)
-    files = Files.kept(folder)
-    networks.build("cnn", 16, {"width": 4}).save(files.network)
     sides = dict(zip(("min_side", "max_side"), scope, strict=True))
-    cut = 0.1 * seed
-    fitted = {"temperature": 1.0, "threshold": cut, "low": cut, "high": cut, "view": "16", "scope": sides}
-    files.decision.write_text(json.dumps(fitted))
-    familiar.save(files.familiar)
-    files.card.write_text("# Card\n")
+    cut = dict.fromkeys(("threshold", "low", "high"), 0.1 * seed)
+    files = detectors.write(folder, detectors.member(detectors.cnn(seed=seed)), familiar=familiar, scope=sides, **cut)
     integrity.write(folder)
     return files
 
@@ -43,7 +35,7 @@ def cascade(
     folder: Path, own: tuple[int, int | None] = OWN, **familiar: Familiarity
 ) -> tuple[Cascade, list[Reference]]:
     """A champion before two reference detectors, of which each picture is familiar to all unless said otherwise."""
-    champion = made(folder / "own", 1, own, familiar.get("familiar_to_own", ALL)).detector("7")
+    champion = made(folder / "own", 1, own, familiar.get("familiar_to_own", ALL)).load("7")
     made(folder / "models/small", 2, SMALL, familiar.get("small", ALL))
     made(folder / "models/photo", 3, PHOTO, familiar.get("photo", ALL))
     known = references(folder / "models")
@@ -115,9 +107,9 @@ def test_a_size_that_is_nobodys_is_the_champions_to_answer(tmp_path: Path) -> No
 
 def test_what_is_unlike_all_that_one_knows_is_answered_by_another_that_knows_it(tmp_path: Path) -> None:
     """Of the same size; where nobody knows it, the first one's `uncertain` stands."""
-    made(tmp_path / "own", 1, OWN)
+    network = Network(made(tmp_path / "own", 1, OWN).detector)
     seen = np.stack([images.render(images.decode(picture(64, n)), "16") for n in range(200)])
-    _, features = Scorer(tmp_path / "own/network.keras").outputs(seen)
+    features = network.outputs({"pixels": seen})["features"]
     noise = Familiarity.fit(features, np.arange(200) % 2 == 0)
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), (255, 0, 0)).save(buffer, "PNG")
@@ -153,5 +145,5 @@ def test_evidence_and_a_threshold_are_of_who_answers(tmp_path: Path) -> None:
 
 def test_a_champion_answers_where_no_reference_detector_is(tmp_path: Path) -> None:
     assert beside(tmp_path) == []
-    together = Cascade([made(tmp_path / "own", 1, OWN).detector("7")])
+    together = Cascade([made(tmp_path / "own", 1, OWN).load("7")])
     assert [bool(row["warnings"]) for row in together.score([picture(64), picture(300)])] == [False, True]

@@ -30,8 +30,7 @@ COUNTED: list[int] = []
 
 @functools.cache
 def load(folder: str) -> Any:
-    path = Path(folder)
-    detector = Detector(path / "network.keras", path / "decision.json", path / "familiar.npz", "5")
+    detector = Detector(Path(folder, "detector.onnx"), "5")
     score = detector.score
 
     def counted(files: list[Any], **options: Any) -> Any:

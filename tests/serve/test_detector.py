@@ -3,45 +3,36 @@
 import base64
 import io
 import itertools
-import json
 import struct
 import time
-import zipfile
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import detectors
 import fuzz
 import numpy as np
 import pytest
 import signing
 from PIL import Image
 
-from components import images, integrity, networks
-from components.networks.familiarity import Familiarity
-from components.networks.inference import Scorer
+from components import images, integrity
+from components.detector.familiarity import Familiarity
+from components.detector.file import Network
 from components.serve import provenance
 from components.serve.cascade import Cascade
 from components.serve.check import find
 from components.serve.detector import FIELDS, Detector
-from components.serve.files import FILES
+from components.serve.files import DETECTOR
 from components.serve.reference import FOLDER, keep, references
 from components.stage import StageError
 
-ANY = Familiarity(np.ones(16), np.zeros((2, 16)), np.eye(16), np.ones(16), np.full(2, np.inf))
-"""To which all images are familiar, by the features of a tiny `cnn`."""
 
-
-def made(folder: Path, familiar: Familiarity = ANY, **fitted: object) -> Detector:
+def made(folder: Path, view: str = "16", familiar: Familiarity | None = None, **fitted: object) -> Detector:
     """A detector with an untrained network, always the same one."""
-    networks.load_keras().utils.set_random_seed(7)
-    networks.build("cnn", 16, {"width": 4}).save(folder / "network.keras")
-    scope = {"min_side": 16, "max_side": None}
-    decision = {"temperature": 1.0, "threshold": 0.5, "low": 0.4, "high": 0.6, "view": "16", "scope": scope, **fitted}
-    (folder / "decision.json").write_text(json.dumps(decision))
-    familiar.save(folder / "familiar.npz")
-    return Detector(folder / "network.keras", folder / "decision.json", folder / "familiar.npz", "3")
+    network = detectors.member(detectors.cnn(), view)
+    return detectors.write(folder, network, familiar=familiar, **fitted).load("3")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +91,8 @@ def test_it_sees_what_the_network_was_trained_on(detector: Detector, tmp_path: P
     detector = made(tmp_path, view="crop-16x3", equalise=equal)
     data = picture(5, size=(90, 70))
     crops = images.render(images.equalise(images.decode(data), equal), "crop-16x3")
-    logits = Scorer(tmp_path / "network.keras").logits(crops)
+    network = detectors.cnn()
+    logits = network.predict(crops.astype(np.float32), verbose=0)
     (answer,) = detector.score([data], explain=False)
     assert answer["probability"] == pytest.approx(1 / (1 + np.exp(-logits.mean())), abs=1e-5)
     assert np.ptp(logits) > 0
@@ -124,6 +116,25 @@ def test_a_decoder_that_breaks_costs_its_own_row(
     rows = detector.score([picture(n) for n in range(3)])
     assert [row["error"] is None for row in rows] == [True, False, True]
     assert rows[1]["error"].startswith(f"can't be read here: {type(error).__name__}") and rows[1]["label"] is None
+
+
+def test_threads_that_ask_at_once_get_what_they_would_get_alone(tmp_path: Path) -> None:
+    """Eight of them, each with other pictures, one that can't be read among them."""
+    members = [detectors.member(detectors.cnn(), "crop-16x2", "a"), detectors.member(detectors.cnn(24), "24", "b")]
+    detector = detectors.write(tmp_path, *members).load("3")
+    asked = [[picture(8 * n + k, size=(60 + n, 50 + k)) for k in range(3)] + [b"broken"] for n in range(8)]
+
+    def ask(files: list[bytes]) -> list[list[dict[str, object]]]:
+        return [detector.score(files, explain=explain) for explain in (True, False)]
+
+    alone = [ask(files) for files in asked]
+    with ThreadPoolExecutor(8) as threads:
+        at_once = list(threads.map(ask, asked))
+    for one, other in zip(alone, at_once, strict=True):
+        for rows, again in zip(one, other, strict=True):
+            for row, same in zip(rows, again, strict=True):
+                assert same.pop("probability") == pytest.approx(row.pop("probability"), abs=1e-6)
+                assert same == row
 
 
 def test_base64_and_bytes_are_the_same(detector: Detector) -> None:
@@ -155,8 +166,8 @@ def test_verdicts_follow_the_band(detector: Detector) -> None:
 
 def test_serving_sees_what_training_saw(detector: Detector) -> None:
     data = picture(5, "JPEG", (64, 48), quality=60)
-    pixels = images.render(images.decode(data), "16")
-    logit = float(detector._ensemble.logits([pixels[None]])[0])
+    pixels = images.render(images.decode(data), "16").astype(np.float32)
+    [[logit]] = detectors.cnn().predict(pixels[None], verbose=0)
     assert detector.score([data])[0]["probability"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
 
 
@@ -196,14 +207,15 @@ def test_find_takes_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     for name in ("b/2.png", "b/1.JPG", "b/notes.txt", "a.dat"):
         (tmp_path / name).write_bytes(b"x")
-    assert find([tmp_path / "a.dat", tmp_path / "b"], Counter()) == [
+    left_out: Counter[str] = Counter()
+    assert find([tmp_path / "a.dat", tmp_path / "b"], left_out) == [
         tmp_path / n for n in ("a.dat", "b/1.JPG", "b/2.png")
     ]
     with pytest.raises(StageError, match="not found"):
-        find([tmp_path / "c"], Counter())
+        find([tmp_path / "c"], left_out)
     (tmp_path / "empty").mkdir()
     with pytest.raises(StageError, match="no images"):
-        find([tmp_path / "empty"], Counter())
+        find([tmp_path / "empty"], left_out)
 
 
 @pytest.mark.parametrize(
@@ -238,11 +250,9 @@ def test_a_jpeg_too_coarse_is_uncertain(tmp_path: Path) -> None:
 
 
 def test_what_is_unlike_anything_seen_is_uncertain(tmp_path: Path) -> None:
-    made(tmp_path)
     seen = np.stack([images.render(images.decode(picture(n)), "16") for n in range(200)])
-    _, features = Scorer(tmp_path / "network.keras").outputs(seen)
-    Familiarity.fit(features, np.arange(200) % 2 == 0).save(tmp_path / "familiar.npz")
-    detector = Detector(*(tmp_path / name for name in FILES), "3")
+    features = Network(detectors.compiled(detectors.cnn(), "16")).outputs({"pixels": seen})["features"]
+    detector = made(tmp_path, familiar=Familiarity.fit(features, np.arange(200) % 2 == 0))
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30), (255, 0, 0)).save(buffer, "PNG")
     more, red = detector.score([picture(1000), buffer.getvalue()])
@@ -252,7 +262,6 @@ def test_what_is_unlike_anything_seen_is_uncertain(tmp_path: Path) -> None:
 
 def test_the_reference_asks_the_detector_for_the_size(tmp_path: Path) -> None:
     for name, low, high in (("small", 16, 64), ("large", 100, None)):
-        (tmp_path / name).mkdir()
         made(tmp_path / name, scope={"min_side": low, "max_side": high}, threshold=0.1 if name == "small" else 0.9)
         integrity.write(tmp_path / name)
     files = [picture(1, size=(40, 30)), picture(2, size=(200, 150)), b"broken", picture(3, size=(300, 80))]
@@ -264,7 +273,7 @@ def test_the_reference_asks_the_detector_for_the_size(tmp_path: Path) -> None:
 
 
 def test_the_reference_detectors_are_those_that_were_kept() -> None:
-    for path in FOLDER.glob("*/decision.json"):
+    for path in FOLDER.glob(f"*/{DETECTOR}"):
         integrity.check(path.parent)
 
 
@@ -274,17 +283,15 @@ def test_without_a_reference_the_way_out_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_as_a_reference_says_the_same_in_half_the_size(tmp_path: Path) -> None:
-    (tmp_path / "from").mkdir()
     detector = made(tmp_path / "from")
-    (tmp_path / "from/model_card.md").write_text("# Card\n")
-    keep(tmp_path / "from", tmp_path / "from", tmp_path / "models/small")
+    keep(tmp_path / "from", tmp_path / "models/small")
     pictures = [picture(n) for n in range(8)]
     kept = [row["probability"] for row in Cascade(references(tmp_path / "models")).score(pictures)]
     assert kept == pytest.approx([row["probability"] for row in detector.score(pictures)], abs=2e-3)
-    weights = [zipfile.ZipFile(tmp_path / f / FILES[0]).getinfo("model.weights.h5") for f in ("from", "models/small")]
-    assert weights[1].compress_size < 0.7 * weights[0].file_size
-    (tmp_path / "models/small/decision.json").write_text("{}")
-    with pytest.raises(StageError, match=r"models/small: not the files of its SHA256SUMS: decision\.json was changed"):
+    whole, rounded = (Path(tmp_path, folder, DETECTOR).read_bytes() for folder in ("from", "models/small"))
+    assert len(zlib.compress(rounded)) < 0.7 * len(whole)
+    (tmp_path / "models/small" / DETECTOR).write_bytes(whole)
+    with pytest.raises(StageError, match=r"models/small: not the files of its SHA256SUMS: detector\.onnx was changed"):
         references(tmp_path / "models")
     with pytest.raises(StageError, match="not here"):
-        keep(tmp_path / "none", tmp_path / "from", tmp_path / "models/other")
+        keep(tmp_path / "none", tmp_path / "models/other")

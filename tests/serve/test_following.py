@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 
-from components.params import Serve
-from components.serve.gateway import Gateway
+from components.params import Monitor, Serve
+from components.serve import clerk, supervisor
+from components.serve.supervisor import Supervisor
+from components.serve.worker import Orders
 from components.stage import StageError
-from flows import serving
-from flows.serving import _Service
 
 
 class Registry:
@@ -52,45 +51,49 @@ def wrapped() -> StageError:
         return error
 
 
-def followed(registry: Registry, monkeypatch: pytest.MonkeyPatch, seconds: float = 60) -> _Service:
+def followed(registry: Registry, monkeypatch: pytest.MonkeyPatch, scratch: Path, seconds: float = 60) -> Supervisor:
     """Follow until version 2 answers, or for so long."""
+    settings = Serve(poll_s=0.01)
+    following = Supervisor("trueframe", Orders(0, settings, Monitor(), []), 1, scratch)
 
-    async def started(*_: Any) -> None: ...
+    async def none(_: int) -> list[Any]:
+        return []
 
-    async def follow() -> _Service:
-        settings = Serve(poll_s=0.01)
-        front = Gateway(settings)
-        service = _Service(registry, settings, front, 1)  # type: ignore[arg-type]
-        monkeypatch.setattr(service, "_started", started)
-        async with front.open():
-            following = asyncio.create_task(service._follow("1"))
-            end = asyncio.get_running_loop().time() + seconds
-            while front.version != "2" and not following.done() and asyncio.get_running_loop().time() < end:
-                await asyncio.sleep(0.01)
-            if following.done():
-                following.result()
-            following.cancel()
-            await asyncio.gather(following, *service.old, return_exceptions=True)
-        return service
+    async def ask(question: str, *arguments: Any) -> Any:
+        return clerk.answer(registry, question, *arguments)  # type: ignore[arg-type]
 
+    async def follow() -> None:
+        task = asyncio.create_task(following._follow("1"))
+        end = asyncio.get_running_loop().time() + seconds
+        while not (following.moves.labels("done")._value.get() or task.done()):
+            if asyncio.get_running_loop().time() > end:
+                break
+            await asyncio.sleep(0.01)
+        if task.done():
+            task.result()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    monkeypatch.setattr(following, "_start", none)
+    monkeypatch.setattr(following, "_ask", ask)
     with ThreadPoolExecutor(1) as thread:  # tests with a browser leave a loop in this one
-        return thread.submit(asyncio.run, follow()).result()
+        thread.submit(asyncio.run, follow()).result()
+    return following
 
 
 def test_a_registry_that_goes_away_during_a_move_is_asked_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     full = OSError(errno.ENOSPC, "No space left on device")
     registry = Registry(outage(), outage(), wrapped(), full)
-    service = followed(registry, monkeypatch)
-    assert service.gateway.version == "2" and registry.fetched == 5
-    assert service.failed._value.get() == 0
+    following = followed(registry, monkeypatch, tmp_path)
+    assert following.version and following.version.number == "2" and registry.fetched == 5
+    assert following.failed._value.get() == 0
     out, err = capsys.readouterr()
     assert err.splitlines() == [
-        "error: the database is away; VERSION 1 GOES ON",
+        "error: models:/trueframe/2 can't be served: the database is away; VERSION 1 GOES ON",
         "error: models:/trueframe/2 can't be served: the MLflow store fails; VERSION 1 GOES ON",
-        "error: [Errno 28] No space left on device; VERSION 1 GOES ON",
+        "error: models:/trueframe/2 can't be served: [Errno 28] No space left on device; VERSION 1 GOES ON",
     ]
     assert out.splitlines() == [
         "version 2 is the champion now; it is being loaded",
@@ -100,21 +103,23 @@ def test_a_registry_that_goes_away_during_a_move_is_asked_again(
 
 
 def test_without_room_for_the_files_it_goes_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def full(**_: Any) -> str:
         raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
 
     with monkeypatch.context() as patch:
-        patch.setattr(serving.tempfile, "mkdtemp", full)
-        service = followed(Registry(), monkeypatch, 0.5)
-    assert service.gateway.version is None and service.failed._value.get() == 1
-    assert service.moves.labels("failed")._value.get() > 1, "it tried again"
+        patch.setattr(supervisor.tempfile, "mkdtemp", full)
+        following = followed(Registry(), monkeypatch, tmp_path, 0.5)
+    assert following.version is None and following.failed._value.get() == 1
+    assert following.moves.labels("failed")._value.get() > 1, "it tried again"
     [line] = capsys.readouterr().err.splitlines()
     assert "No space left on device" in line and line.endswith("VERSION 1 GOES ON")
 
 
-def test_a_version_that_is_at_fault_itself_is_not_tried_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_that_is_at_fault_itself_is_not_tried_all_the_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     registry = Registry(StageError("its files were changed"))
-    service = followed(registry, monkeypatch, 0.5)
-    assert registry.fetched == 1 and service.gateway.version is None and service.failed._value.get() == 1
+    following = followed(registry, monkeypatch, tmp_path, 0.5)
+    assert registry.fetched == 1 and following.version is None and following.failed._value.get() == 1

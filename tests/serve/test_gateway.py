@@ -1,4 +1,4 @@
-"""The gateway over MLflow's own scoring server with a real detector: what is let in, what is refused, and how."""
+"""The gateway with a real detector: what is let in, what is refused, and how."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from components.params import Serve
 from components.serve import gateway
 from components.serve.detector import FIELDS, Detector
 from components.serve.gateway import Gateway
-from components.serve.queue import Backend
+from components.serve.queue import CALLS
 from components.stage import StageError
 
 GOOD = served.picture(1)
@@ -57,6 +57,17 @@ class Running:
     def metric(self, name: str) -> float:
         lines = requests.get(f"{self.url}/metrics", timeout=30).text.splitlines()
         return next((float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name), 0.0)
+
+
+class Held:
+    """A detector that keeps its answers until it is let go."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector, self.go = detector, threading.Event()
+
+    def score(self, files: list[Any], **options: Any) -> list[dict[str, Any]]:
+        self.go.wait()
+        return self.detector.score(files, **options)
 
 
 @contextlib.contextmanager
@@ -98,19 +109,30 @@ def model(folder: Path) -> Iterator[Running]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def detector(folder: Path) -> Detector:
+    return Detector(folder / "detector.onnx", "7")
+
+
 @pytest.fixture
-def front(model: Running) -> Iterator[Callable[..., Running]]:
+def front(detector: Detector) -> Iterator[Callable[..., Running]]:
     """A gateway with settings of its own."""
     with contextlib.ExitStack() as stack:
 
-        def make(backends: list[Backend] | None = None, keys: tuple[str, ...] = (), **settings: Any) -> Running:
-            made = Gateway(Serve.model_validate(settings), keys)
+        def make(score: Callable[..., Any] = detector.score, keys: tuple[str, ...] = (), **settings: Any) -> Running:
+            made = Gateway(score, "7", Serve.model_validate(settings), keys)
             options = {"http": gateway.protocol(made.settings.read_s)}
-            started = stack.enter_context(running(made.app, made, **options))
-            started.do(made.use([Backend(model.url)] if backends is None else backends, "7"))
-            return started
+            return stack.enter_context(running(made.app, made, **options))
 
         yield make
+
+
+@pytest.fixture
+def held(detector: Detector) -> Iterator[Held]:
+    """The detector, which answers when it is let go."""
+    held = Held(detector)
+    yield held
+    held.go.set()
 
 
 def refused(answer: requests.Response, status: int, says: str) -> None:
@@ -120,13 +142,13 @@ def refused(answer: requests.Response, status: int, says: str) -> None:
     assert answer.text.count("\n") == 1 and "Traceback" not in answer.text and "site-packages" not in answer.text
 
 
-def test_rows_are_those_of_the_detector(front: Callable[..., Running], folder: Path) -> None:
+def test_rows_are_those_of_the_detector(front: Callable[..., Running], detector: Detector) -> None:
     files = [served.picture(n, kind) for n, kind in enumerate(("JPEG", "PNG", "WEBP"))]
     mixed = [files[0], "no base64!", files[1], served.encoded(b"no image"), 7, None, ["x"], files[2], {"a": 1}]
     rows = front().ask(*mixed).json()["predictions"]
     assert [bool(row["error"]) for row in rows] == [False, True, False, True, True, True, True, False, True]
     assert all(list(row) == list(FIELDS) for row in rows)
-    own = Detector(folder / "network.keras", folder / "decision.json", folder / "familiar.npz", "1").score(files)
+    own = detector.score(files)
     for said, row in zip([rows[0], rows[2], rows[7]], own, strict=True):
         assert said["probability"] == pytest.approx(row["probability"], abs=1e-5)
         assert {k: said[k] for k in ("label", "verdict", "provenance", "warnings")} == {
@@ -378,30 +400,25 @@ def test_rate(front: Callable[..., Running]) -> None:
 
 
 def test_what_is_too_much_is_turned_away_and_what_waits_is_put_together(
-    front: Callable[..., Running], model: Running
+    front: Callable[..., Running], held: Held
 ) -> None:
-    away = Backend(None)  # a server that is being started anew
-    server = front([away], max_requests=12)
-    assert requests.get(f"{server.url}/health", timeout=60).status_code == 503
-    assert requests.get(f"{server.url}/health/live", timeout=60).status_code == 200
+    server = front(held.score, max_requests=12)
     with ThreadPoolExecutor(12) as threads:
-        waiting = [threads.submit(server.ask, served.picture(n)) for n in range(12)]
+        waiting = [threads.submit(server.ask, served.picture(n)) for n in range(CALLS)]
+        until(lambda: server.metric("trueframe_call_images_count") == CALLS)  # no thread is free
+        waiting += [threads.submit(server.ask, served.picture(n)) for n in range(CALLS, 12)]
         until(lambda: server.metric("trueframe_requests_waiting") == 12)
+        assert requests.get(f"{server.url}/health/live", timeout=60).status_code == 200
         answer = server.ask(GOOD)
         refused(answer, 503, "12 requests are being answered")
         assert answer.headers["Retry-After"]
-
-        async def back() -> None:
-            away.url = model.url
-            server.gateway.queue.pump()
-
-        server.do(back())
+        held.go.set()
         rows = [done.result().json()["predictions"][0] for done in waiting]
     assert rows[3]["probability"] == pytest.approx(
         server.ask(served.picture(3)).json()["predictions"][0]["probability"]
     )
     assert server.metric("trueframe_call_images_sum") == 13
-    assert server.metric("trueframe_call_images_count") == 2, "twelve in one call, and one alone"
+    assert server.metric("trueframe_call_images_count") == CALLS + 2, "what waited in one call, and one alone"
     assert requests.get(f"{server.url}/health", timeout=60).json() == {
         "live": True,
         "ready": True,
@@ -419,15 +436,15 @@ def head(length: int, what: str = "POST /invocations", *headers: str) -> bytes:
     return ("\r\n".join(said) + "\r\n\r\n").encode()
 
 
-def test_what_is_turned_away_is_told_so_before_its_body_is_read(front: Callable[..., Running], model: Running) -> None:
-    server = front([Backend(None)], max_requests=1, read_s=60, answer_s=60)
+def test_what_is_turned_away_is_told_so_before_its_body_is_read(front: Callable[..., Running], held: Held) -> None:
+    server = front(held.score, max_requests=1, read_s=60, answer_s=60)
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(server.ask, GOOD)
         until(lambda: server.metric("trueframe_requests_waiting") == 1)
         with socket.create_connection(("127.0.0.1", server.port), 20) as caller:
             caller.sendall(head(1000))
             assert caller.recv(4096).splitlines()[0].endswith(b"503 Service Unavailable")
-        server.do(server.gateway.use([Backend(model.url)], "7"))
+        held.go.set()
         assert waiting.result().status_code == 200
 
 
@@ -469,20 +486,54 @@ def test_what_nobody_thought_of_is_one_line_and_its_trace_is_logged(
     until(lambda: "a secret of the inside" in caplog.text)
 
 
-def test_a_server_that_is_gone_fails_nobody(front: Callable[..., Running], model: Running) -> None:
-    gone = Backend(f"http://127.0.0.1:{served.free_port()}")
-    server = front([gone, Backend(model.url)])
-    with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda n: server.ask(served.picture(n)), range(24)))
-    assert [answer.status_code for answer in answers] == [200] * 24
-    assert gone.url is None, "until somebody says that it is there again"
+def test_what_brings_the_detector_into_trouble_fails_alone(front: Callable[..., Running], held: Held) -> None:
+    bad = served.picture(5)
+
+    def score(files: list[Any], **options: Any) -> list[dict[str, Any]]:
+        rows = held.score(files, **options)
+        if served.encoded(bad) in files:
+            raise MemoryError("no room for its activations")
+        return rows
+
+    server = front(score)
+    with ThreadPoolExecutor(12) as threads:
+        answers = [threads.submit(server.ask, served.picture(n)) for n in range(12)]
+        until(lambda: server.metric("trueframe_requests_waiting") == 12)
+        held.go.set()
+    statuses = [answer.result().status_code for answer in answers]
+    assert statuses == [200] * 5 + [503] + [200] * 6
+    refused(answers[5].result(), 503, "the detector failed")
     assert server.metric("trueframe_call_failures_total") >= 1
 
 
-def test_a_server_that_is_silent_is_waited_for_only_so_long(front: Callable[..., Running]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        server = front([Backend(f"http://127.0.0.1:{silent.getsockname()[1]}")], answer_s=1)
-        refused(server.ask(GOOD), 504, "no answer")
+def test_who_isn_t_answered_in_time_is_told_so(front: Callable[..., Running], held: Held) -> None:
+    server = front(held.score, answer_s=1)
+    refused(server.ask(GOOD), 504, "no answer within 1 s")
+    assert not server.gateway.queue.is_stuck
+    with ThreadPoolExecutor(CALLS) as threads:
+        for answer in threads.map(server.ask, [GOOD] * CALLS):
+            refused(answer, 504, "no answer")
+    until(lambda: server.gateway.queue.is_stuck)  # no thread comes back
+    held.go.set()
+    until(lambda: not server.gateway.queue.is_stuck)
+    assert server.ask(GOOD).status_code == 200
+
+
+def test_what_a_file_says_of_itself_may_be_anything(front: Callable[..., Running], detector: Detector) -> None:
+    odd = {"software": "half a \ud83d pair", "seed": 2**70}
+    server = front(lambda files, **options: [row | {"provenance": odd} for row in detector.score(files, **options)])
+    rows = server.ask(GOOD, GOOD).json()["predictions"]
+    assert [row["provenance"] for row in rows] == [odd, odd] and rows[0]["label"]
+
+
+def test_who_is_told_to_leave_connects_anew(front: Callable[..., Running]) -> None:
+    server = front()
+    body = json.dumps({"dataframe_records": [{"image": served.encoded(GOOD)}]})
+    with requests.Session() as caller:
+        caller.headers["Content-Type"] = "application/json"
+        assert caller.post(f"{server.url}/invocations", body).headers.get("connection") is None
+        server.gateway.leave()
+        assert caller.post(f"{server.url}/invocations", body).headers["connection"] == "close"
 
 
 def test_large_requests_go_in_parts_and_keep_their_order(front: Callable[..., Running]) -> None:

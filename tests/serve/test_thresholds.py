@@ -19,7 +19,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path) -> Detector:
-    return Detector(folder / "network.keras", folder / "decision.json", folder / "familiar.npz", "1")
+    return Detector(folder / "detector.onnx", "1")
 
 
 def test_the_band_moves_with_the_threshold() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from components import networks
-from components.networks.inference import Scorer
+from components.detector.file import Network
 
 SCRIPT = """
 import sys
@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from components import networks
 from components.params import Augment, Model
-from components.networks.inference import Scorer
 from components.train import train
 
 index, arrays, out, precision = sys.argv[1:]
@@ -28,7 +27,8 @@ model = Model(
 )
 train("tiny", model, Path(index), Path(arrays), Path(out, "checkpoints"), Path(out))
 pixels = np.load(Path(arrays, "16/one/a-00000.npy"))
-np.save(Path(out, "scores.npy"), Scorer(Path(out, "network.keras")).logits(pixels))
+network = networks.load(Path(out, "network.keras"))
+np.save(Path(out, "scores.npy"), networks.load_keras().ops.convert_to_numpy(network.predict(pixels, verbose=0))[:, 0])
 """
 
 
@@ -50,6 +50,9 @@ def test_a_network_gives_the_same_scores_here(
     assert done.returncode == 0, done.stderr[-3000:]
     assert networks.load_keras().backend.backend() == "tensorflow"
     theirs = np.load(tmp_path / "out/scores.npy")
-    ours = Scorer(tmp_path / "out/network.keras").logits(np.load(folder / "16/one/a-00000.npy"))
+    pixels = np.load(folder / "16/one/a-00000.npy")
+    ours = networks.load(tmp_path / "out/network.keras").predict(pixels, verbose=0)[:, 0]
+    compiled = Network(tmp_path / "out/network.onnx").outputs({"pixels": pixels})["logit"]
+    np.testing.assert_allclose(compiled, theirs, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
     assert np.ptp(ours) > 0.01

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from components.networks.inference import Scorer
+from components.detector.file import Network
 from components.stage import StageError
 from components.train import distribution
 
@@ -79,7 +79,8 @@ def history(folder: Path) -> pd.DataFrame:
 
 
 def scores(folder: Path, arrays: Path) -> np.ndarray:
-    return Scorer(folder / "artifacts/models/tiny/network.keras").logits(np.load(arrays / "16/one/a-00000.npy"))
+    pixels = np.load(arrays / "16/one/a-00000.npy")
+    return Network(folder / "artifacts/models/tiny/network.onnx").outputs({"pixels": pixels})["logit"]
 
 
 def wait_for_epoch(folder: Path, epoch: int, *processes: subprocess.Popen[str]) -> None:

@@ -32,7 +32,7 @@ def test_it_learns_and_writes_what_it_says(arrays: tuple[Path, Path], tmp_path: 
     history = pd.read_csv(out / "history.csv")
     assert history["epoch"].tolist() == list(range(1, 13))
     assert history["val_balanced_accuracy"].max() > 0.9
-    assert {p.name for p in out.iterdir()} == {"network.keras", "history.csv", "training.json"}
+    assert {p.name for p in out.iterdir()} == {"network.keras", "network.onnx", "history.csv", "training.json"}
     assert not (tmp_path / "checkpoints/tiny").exists(), "checkpoints of a finished training are removed"
 
 

@@ -1,6 +1,5 @@
 """A small detector, a page on a port, a browser."""
 
-import json
 import socket
 import threading
 import time
@@ -9,11 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import detectors
 import pytest
 
-from components import networks
-from components.networks.familiarity import Familiarity
 from components.serve.files import Files
 
 CARD = """# small
@@ -45,15 +42,9 @@ A detector of AI-generated images: one network that sees `16`. 26.2% of the answ
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """An untrained network with a decision and a card."""
-    files = Files.kept(tmp_path_factory.mktemp("small"))
-    networks.build("cnn", 16, {"width": 4}).save(files.network)
-    scope = {"min_side": 16, "max_side": None}
     equalise = {"size": "resize", "side": 48, "quality": 90}
-    fitted = {"temperature": 1.0, "threshold": 0.45, "low": 0.4, "high": 0.6, "view": "16", "scope": scope}
-    files.decision.write_text(json.dumps({**fitted, "equalise": equalise}))
-    Familiarity(np.ones(16), np.zeros((2, 16)), np.eye(16), np.ones(16), np.full(2, np.inf)).save(files.familiar)
-    files.card.write_text(CARD)
-    return files
+    network = detectors.member(detectors.cnn())
+    return detectors.write(tmp_path_factory.mktemp("small"), network, card=CARD, threshold=0.45, equalise=equalise)
 
 
 @pytest.fixture(scope="session")

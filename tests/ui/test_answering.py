@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import detectors
 import pytest
 
 import components
@@ -25,7 +26,7 @@ from flows import answering, checking, ui
 from tests.live.harness import stop, wait_for
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("network", "decision", "familiar", "card")
+PARTS = ("detector", "card")
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_the_reference_answers_until_there_is_a_champion(
         answering.detector("reference-huge")
     with answering.found("reference-photo") as (photo,), answering.found(answering.REFERENCE) as kept:
         assert photo in kept
-        assert [files.network.parent.parent for files in kept] == [FOLDER for _ in FOLDER.glob("*/decision.json")]
+        assert [files.card.parent.parent for files in kept] == [FOLDER for _ in FOLDER.glob("*/detector.onnx")]
 
     with registered(project, small, monkeypatch) as client:
         assert answering.version(None) == answering.REFERENCE
@@ -80,7 +81,7 @@ def test_the_reference_answers_until_there_is_a_champion(
             for name in PARTS:
                 assert getattr(files, name).read_bytes() == getattr(small, name).read_bytes()
         assert not files.card.exists(), "nothing stays behind"
-        rows = [one.score([jpeg(1)])[0] for one in (answering.detector("1"), small.detector("1"))]
+        rows = [one.score([jpeg(1)])[0] for one in (answering.detector("1"), small.load("1"))]
         assert rows[0] == rows[1] and rows[0]["model_version"] == "1"
         with pytest.raises(StageError, match="trueframe has no version 7"), answering.found("7"):
             pass
@@ -95,9 +96,8 @@ def test_what_the_champion_was_not_judged_on_is_answered_by_a_reference_detector
     tmp_path: Path,
 ) -> None:
     """In `check`: each line and the summary say who answered; a version that was asked for answers alone."""
-    own = Files.kept(tmp_path / "own")
-    shutil.copytree(small.card.parent, tmp_path / "own")
-    own.decision.write_text(json.dumps(small.fitted | {"scope": {"min_side": 32, "max_side": 128}}))
+    sides = {"min_side": 32, "max_side": 128}
+    own = detectors.write(tmp_path / "own", threshold=small.fitted["threshold"], scope=sides)
     pictures = [tmp_path / "large.jpg", tmp_path / "little.jpg"]
     for path, size in zip(pictures, ((300, 260), (70, 60)), strict=True):
         path.write_bytes(jpeg(1, size))

@@ -22,7 +22,6 @@ from components.serve.files import Files
 from components.serve.reference import references
 from components.stage import StageError
 
-pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
 PHOTOS = Path(os.environ.get("TRUEFRAME_TEST_DATA", ".")) / "photos.zip"
 JUDGE = """async (files) => {
     const { judge } = await import("./app.js");
@@ -83,7 +82,7 @@ def exported(small: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         if "runtime for the browser" in str(error):
             pytest.skip(str(error))
         raise
-    return folder, small.detector("3")
+    return folder, small.load("3")
 
 
 @pytest.fixture(scope="module")

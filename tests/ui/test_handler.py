@@ -24,7 +24,7 @@ DIRECT: Any = SimpleNamespace(headers={"host": "127.0.0.1:7860", "user-agent": "
 
 @pytest.fixture
 def handler(small: Files, tmp_path: Path) -> blocks.Handler:
-    about = About.of("version 3", (small, small.detector("3")))
+    about = About.of("version 3", (small, small.load("3")))
     shelf = Shelf(tmp_path / "shelf", 60)
     return blocks.Handler(lambda: about, _unasked, tmp_path / "feedback", True, shelf, shelf, page.Limits())
 

@@ -1,10 +1,10 @@
 """What the page and the report say of a picture."""
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import detectors
 
 from components import integrity
 from components.serve.files import Files
@@ -58,15 +58,14 @@ def test_who_answered_is_named_and_how_often_that_one_is_wrong(
     small: Files, jpeg: Callable[..., bytes], tmp_path: Path
 ) -> None:
     """On the page, in the report, in its table; a re-save is judged by the same detector."""
-    shutil.copytree(small.card.parent, tmp_path / "models/large")
-    other = Files.kept(tmp_path / "models/large")
-    other.decision.write_text(json.dumps(small.fitted | {"scope": {"min_side": 140, "max_side": None}, "low": 0.05}))
-    other.card.write_text(small.card.read_text().replace("0.8587", "0.6000").replace("| art |", "| sea |"))
+    card = small.card.read_text()
+    fitted = {key: small.fitted[key] for key in ("threshold", "equalise")}
+    other = card.replace("0.8587", "0.6000").replace("| art |", "| sea |")
+    sides = {"min_side": 140, "max_side": None}
+    detectors.write(tmp_path / "models/large", card=other, scope=sides, **fitted, low=0.05)
     integrity.write(tmp_path / "models/large")
-    shutil.copytree(small.card.parent, tmp_path / "own")
-    own = Files.kept(tmp_path / "own")
-    own.decision.write_text(json.dumps(small.fitted | {"scope": {"min_side": 32, "max_side": 128}}))
-    about = About.of("trueframe version 3", (own, own.detector("3")), references(tmp_path / "models"))
+    own = detectors.write(tmp_path / "own", card=card, scope={"min_side": 32, "max_side": 128}, **fitted)
+    about = About.of("trueframe version 3", (own, own.load("3")), references(tmp_path / "models"))
     assert about.name == "trueframe version 3"
     assert about.introduction() == (
         "Trueframe version 3 answers for pictures like those that it was judged on (32 to 128 px), for others a "

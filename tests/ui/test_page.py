@@ -57,7 +57,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, jpeg: Callable[..., bytes
 @pytest.fixture(scope="module")
 def site(small: Files, served: Callable[[Any], Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     feedback = tmp_path_factory.mktemp("reports")
-    about = About.of("trueframe version 3", (small, small.detector("3")))
+    about = About.of("trueframe version 3", (small, small.load("3")))
     app = page.build(
         lambda: about,
         partial(links.fetch, private=True),
@@ -110,7 +110,7 @@ def test_an_upload_gets_a_verdict_with_all_that_belongs_to_it(
     visit: Visit, pictures: Path, small: Files, axe: str, tmp_path: Path
 ) -> None:
     data = (pictures / "1.jpg").read_bytes()
-    (row,) = small.detector("3").score([data])
+    (row,) = small.load("3").score([data])
     visit.give(pictures / "1.jpg")
     assert visit.wait("#verdict h2").inner_text() in ("Probably AI-generated", "Probably not AI-generated", "Uncertain")
     said = visit.page.inner_text("#verdict")
@@ -279,7 +279,7 @@ def test_it_fits_a_phone_in_the_dark(visit: Visit, pictures: Path, axe: str) -> 
 def test_it_offers_no_correction_where_none_is_wanted(
     browser: Any, small: Files, served: Callable[[Any], Any], pictures: Path
 ) -> None:
-    about = About.of("version 3", (small, small.detector("3")))
+    about = About.of("version 3", (small, small.load("3")))
     app = page.build(lambda: about, links.fetch)
     with served(app) as url:
         context = browser.new_context()

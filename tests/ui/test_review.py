@@ -26,7 +26,7 @@ def site(
     from components.serve.page.reviewers import Reviewers
 
     folder = tmp_path_factory.mktemp("reports")
-    about = About.of("version 3", (small, small.detector("3")))
+    about = About.of("version 3", (small, small.load("3")))
     people = Reviewers([f"anna:{KEY}", f"ben:{KEY}!"])
     app = page.build(lambda: about, links.fetch, feedback=folder, reviewers=people)
     with served(app) as url:
@@ -151,7 +151,7 @@ def test_keys_are_not_guessed(site: tuple[str, Path], opened: Any) -> None:
 
 def test_who_asks_too_much_waits(small: Files, served: Callable[[Any], Any], opened: Any) -> None:
     limits = page.Limits(rate=5)
-    about = About.of("version 3", (small, small.detector("3")))
+    about = About.of("version 3", (small, small.load("3")))
     app = page.build(lambda: about, links.fetch, limits=limits)
     with served(app) as url:
         answers = [opened.request.post(f"{url}/gradio_api/upload") for _ in range(8)]

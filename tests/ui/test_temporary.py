@@ -30,7 +30,7 @@ from components.serve.files import Files
 from components.serve.page.about import About
 from flows import ui
 files = Files.kept(Path(sys.argv[1]))
-about = About.of("version 3", (files, files.detector("3")))
+about = About.of("version 3", (files, files.load("3")))
 ui.run(page.build(lambda: about, lambda *_: b""), "127.0.0.1", int(sys.argv[2]))
 """
 HELD = """
@@ -103,7 +103,7 @@ def test_shared_reports_outlast_the_page(
     import requests
 
     monkeypatch.chdir(tmp_path)
-    about = About.of("version 3", (small, small.detector("3")))
+    about = About.of("version 3", (small, small.load("3")))
     monkeypatch.setattr(ui, "Answering", lambda _: lambda: about)
     shared = ui._shared()
     assert shared == Path("artifacts/links")

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from components.serve.access import BASIC, Rate, with_headers
 from components.serve.page import temporary
 from components.serve.page.about import About
-from components.stage import StageError
 
 if TYPE_CHECKING:
     from components.serve.page.reviewers import Reviewers
@@ -86,15 +85,9 @@ def build(
         reviewers: decide on those that wait, under `/review`; null for nobody.
         links: folder for shared reports; null for one that ends with the page.
         limits: for visitors.
-
-    Raises:
-        StageError: Gradio isn't installed.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio as gr
-    except ImportError:
-        raise StageError("Gradio is not installed; `pip install 'trueframe[ui]'` (or `pip install gradio`)") from None
+    import gradio as gr
     from fastapi import FastAPI
     from fastapi.responses import FileResponse, PlainTextResponse
 

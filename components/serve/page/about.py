@@ -85,7 +85,7 @@ class Part:
 
     Attributes:
         name: as it stands in a sentence, `trueframe version 3` or `the reference detector photo`.
-        fitted: its `decision.json`.
+        fitted: what its file says of itself.
         card: its model card.
         detector: itself.
     """

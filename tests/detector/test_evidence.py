@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from components import images, networks
-from components.networks import explain
-from components.networks.inference import Ensemble, Member, Scorer
+from components.detector import build, compile, evidence
+from components.detector.build import Member
+from components.detector.familiarity import Familiarity
+from components.detector.file import Network
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +19,9 @@ def keras() -> Any:
     return networks.load_keras()
 
 
-def scorer(keras: Any, path: Path, head: str, side: int = 32) -> Scorer:
+def graph(keras: Any, path: Path, head: str, view: str = "32") -> bytes:
     """A network that finds red: a fixed 1 × 1 filter, pooled, under one of several heads."""
-    layers = keras.layers
+    layers, side = keras.layers, images.view_size(view)
     inputs = keras.Input((side, side, 3))
     x = layers.Rescaling(1 / 255)(inputs)
     x = layers.Conv2D(4, 1, name="filter", activation="relu")(x)
@@ -43,8 +45,15 @@ def scorer(keras: Any, path: Path, head: str, side: int = 32) -> Scorer:
     if head == "softmax":
         model.get_layer("two").set_weights([np.array([[-1, 3.0], *[[0, 0]] * 3]), np.array([0.2, -0.5])])
         model.get_layer("logit").set_weights([np.array([[-1.0], [1.0]])])
-    model.save(path)
-    return Scorer(path)
+    seen = np.random.default_rng(0).integers(0, 256, (4, *images.view_shape(view))).astype(np.uint8)
+    model.save(path.with_suffix(".keras"))
+    compile.write(path.with_suffix(".keras"), view, seen, path)
+    return path.read_bytes()
+
+
+def detector(*members: Member) -> Network:
+    unfamiliar = Familiarity.fit(np.empty((2, 0)), np.array([True, False]))
+    return Network(build.finished(build.joined(members), members, unfamiliar, {}))
 
 
 def picture(side: int, where: tuple[int, int, int, int]) -> Image.Image:
@@ -57,47 +66,60 @@ def picture(side: int, where: tuple[int, int, int, int]) -> Image.Image:
 
 @pytest.mark.parametrize("head", ["dense", "softmax", "kept"])
 def test_the_map_of_an_affine_head_adds_up_to_the_logit(keras: Any, tmp_path: Path, head: str) -> None:
-    found = scorer(keras, tmp_path / "n.keras", head)
-    assert found.decomposes
+    found = Network(graph(keras, tmp_path / "n.onnx", head))
     pixels = np.asarray(picture(32, (16, 8, 28, 20)))
-    values = found.activation_map(pixels)
+    said = found.outputs({"pixels": pixels[None]})
+    [values] = said["map"]
     assert values.shape == (8, 8) and values.dtype == np.float32
     bias = {"dense": 1.0, "softmax": -0.7, "kept": 1.0}[head]
-    assert values.mean() + bias == pytest.approx(float(found.logits(pixels[None])[0]), abs=1e-4)
+    assert values.mean() + bias == pytest.approx(float(said["logit"][0]), abs=1e-4)
     assert values[2:5, 4:7].min() > 1 and np.abs(values[5:]).max() < 1e-5
 
 
 @pytest.mark.parametrize("head", ["bent", "flat"])
 def test_other_heads_are_explained_by_occlusion(keras: Any, tmp_path: Path, head: str) -> None:
-    found = scorer(keras, tmp_path / "n.keras", head)
-    assert not found.decomposes
-    with pytest.raises(ValueError, match="no mean over places"):
-        found.activation_map(np.zeros((32, 32, 3), np.uint8))
+    found = detector(Member("n", graph(keras, tmp_path / "n.onnx", head), "32"))
     image = picture(32, (16, 8, 28, 20))
-    values, exact = explain.evidence(Ensemble([Member(found, "32")]), image)
+    assert not evidence.activation_maps(found, found.render(image))
+    values, exact = evidence.evidence(found, image)
     assert not exact and values.shape == (256, 256)
     y, x = np.unravel_index(values.argmax(), values.shape)
     assert 128 <= x < 224 and 64 <= y < 160, "the red patch, eight times as large"
 
 
 def test_occlusion_agrees_with_the_exact_map(keras: Any, tmp_path: Path) -> None:
-    found = scorer(keras, tmp_path / "n.keras", "dense")
-    pixels = np.asarray(picture(32, (12, 4, 28, 20)))
-    occluded = explain.occlusion_map(found, pixels)
-    assert occluded.shape == (explain.PATCHES, explain.PATCHES) and occluded.dtype == np.float32
-    assert explain.agreement(found.activation_map(pixels), occluded) > 0.6
-    assert np.isnan(explain.agreement(np.zeros((8, 8)), occluded))
+    found = detector(Member("n", graph(keras, tmp_path / "n.onnx", "dense"), "32"))
+    seen = found.render(picture(32, (12, 4, 28, 20)))
+    [occluded], [exact] = (maps(found, seen)["pixels"] for maps in (evidence.occlusion_maps, evidence.activation_maps))
+    assert occluded.shape == (evidence.PATCHES, evidence.PATCHES) and occluded.dtype == np.float32
+    assert evidence.agreement(exact, occluded) > 0.6
+    assert np.isnan(evidence.agreement(np.zeros((8, 8)), occluded))
+
+
+def test_each_crop_of_each_member_is_covered_by_itself(keras: Any, tmp_path: Path) -> None:
+    """Members with different numbers of crops are asked at once, and say what they say alone."""
+    members = [
+        Member("many", graph(keras, tmp_path / "many.onnx", "bent", "crop-32x3"), "crop-32x3"),
+        Member("one", graph(keras, tmp_path / "one.onnx", "flat", "24"), "24"),
+    ]
+    together = detector(*members)
+    seen = together.render(picture(90, (10, 8, 60, 40)))
+    maps = evidence.occlusion_maps(together, seen)
+    assert [maps[name].shape[0] for name in together.inputs] == [3, 1]
+    for name, member in zip(together.inputs, members, strict=True):
+        alone = evidence.occlusion_maps(detector(member), {"pixels": seen[name]})["pixels"]
+        np.testing.assert_allclose(maps[name], alone, atol=1e-4)
 
 
 # Half a place of the last feature map, in px of the picture.
 @pytest.mark.parametrize(("view", "off"), [("32", 25), ("cover-32", 19), ("crop-32", 2), ("crop-32x3", 2)])
 def test_the_evidence_lies_where_the_view_shows_it(keras: Any, tmp_path: Path, view: str, off: int) -> None:
-    found = scorer(keras, tmp_path / "n.keras", "dense")
+    found = detector(Member("n", graph(keras, tmp_path / "n.onnx", "dense", view), view))
     pixels = np.full((300, 400, 3), 128, np.uint8)
     texture = np.random.default_rng(1).integers(0, 255, (60, 60, 1))
     pixels[120:180, 170:230] = texture  # grey texture, for the crops that look for it
     pixels[140:160, 190:210] = 255, 0, 0
-    values, exact = explain.evidence(Ensemble([Member(found, view)]), Image.fromarray(pixels))
+    values, exact = evidence.evidence(found, Image.fromarray(pixels))
     assert exact and values.shape == (300, 400)
     ys, xs = np.nonzero(values > values.max() / 2)
     assert abs(xs.mean() - 200) <= off and abs(ys.mean() - 150) <= off
@@ -116,10 +138,10 @@ def test_crops_of_small_pictures_have_their_place(size: tuple[int, int]) -> None
 
 
 def test_an_ensembles_evidence_is_that_of_its_exact_members(keras: Any, tmp_path: Path) -> None:
-    exact, bent = scorer(keras, tmp_path / "a.keras", "dense"), scorer(keras, tmp_path / "b.keras", "bent")
+    exact, bent = (graph(keras, tmp_path / f"{head}.onnx", head) for head in ("dense", "bent"))
     image = picture(32, (16, 8, 28, 20))
-    both, known = explain.evidence(Ensemble([Member(exact, "32", 2.0), Member(bent, "32", 3.0)]), image)
-    alone, _ = explain.evidence(Ensemble([Member(exact, "32")]), image)
+    both, known = evidence.evidence(detector(Member("a", exact, "32", 2.0), Member("b", bent, "32", 3.0)), image)
+    alone, _ = evidence.evidence(detector(Member("a", exact, "32")), image)
     assert known
     np.testing.assert_allclose(both, alone / 2, rtol=1e-5)
 
@@ -127,7 +149,7 @@ def test_an_ensembles_evidence_is_that_of_its_exact_members(keras: Any, tmp_path
 def test_the_overlay_is_red_for_ai_and_blue_for_real() -> None:
     values = np.zeros((64, 64), np.float32)
     values[:20], values[44:] = 2, -2
-    shown = np.asarray(explain.overlay(Image.new("RGB", (32, 32), (128, 128, 128)), values), int)
+    shown = np.asarray(evidence.overlay(Image.new("RGB", (32, 32), (128, 128, 128)), values), int)
     assert shown.shape == (64, 64, 3)
     assert shown[5, 5, 0] > shown[5, 5, 2] + 50
     assert shown[60, 5, 2] > shown[60, 5, 0] + 50

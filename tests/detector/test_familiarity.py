@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.networks.familiarity import Familiarity
+from components.detector.familiarity import Familiarity
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(2000) % 2 == 0
