@@ -10,6 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from http import HTTPStatus
 from typing import Any, BinaryIO
 
 from components import troubles
@@ -104,7 +105,7 @@ def reached(url: str) -> list[Any]:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
             return client.read_work_pools()
     except Exception as error:
-        if "401" in str(error):
+        if getattr(getattr(error, "response", None), "status_code", None) == HTTPStatus.UNAUTHORIZED:
             raise StageError(f"{server} doesn't know us; set PREFECT_API_AUTH_STRING as the server has it") from None
         said = f"{server} answers, but not as Prefect's API does ({troubles.line(error).partition(' for url')[0]})"
         raise StageError(f"{said}; see its log, correct PREFECT_API_URL, or {own}") from None

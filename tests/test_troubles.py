@@ -276,6 +276,7 @@ def test_a_prefect_server_that_cant_be_used(answering: Answering, nowhere: str) 
         ("no address", "doesn't answer"),
         (answering(401), "set PREFECT_API_AUTH_STRING"),
         (answering(500), "500 Internal Server Error"),
+        (f"{answering(500)}/401", "500 Internal Server Error"),
         (answering(200), "not as Prefect's API does"),
         (answering(200, b"[]"), "not as Prefect's API does"),
     ):

@@ -120,6 +120,8 @@ def check(data: bytes, name: str) -> dict[bytes, bytes]:
     """
     try:
         seen = _seen(memoryview(data))
+        if not seen["graphs"]:
+            raise ValueError("nothing in it")
     except (ValueError, IndexError, TypeError):  # the last where a field is of another kind
         raise StageError(f"{name}: not an ONNX file, or damaged") from None
     if seen["external"]:
@@ -127,7 +129,7 @@ def check(data: bytes, name: str) -> dict[bytes, bytes]:
     if seen["functions"] or seen["domains"] - {b"", b"ai.onnx"}:
         foreign = ", ".join(sorted(d.decode(errors="replace") for d in seen["domains"] - {b"", b"ai.onnx"}))
         raise StageError(f"{name}: has operators that aren't ONNX's own ({foreign or 'functions'}); nothing was loaded")
-    if not seen["graphs"] or seen["opset"] not in _OPSETS:
+    if seen["opset"] not in _OPSETS:
         raise StageError(
             f"{name}: made for opset {seen['opset']}; {_OPSETS[0]} to {_OPSETS[-1]} are read; nothing was loaded"
         )
