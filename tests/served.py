@@ -139,8 +139,10 @@ class Serving:
 
     def metric(self, name: str) -> float:
         """A line of /metrics, by its name with its labels."""
-        lines = requests.get(f"{self.url}/metrics", timeout=PATIENCE).text.splitlines()
-        return float(next(line.rpartition(" ")[2] for line in lines if line.rpartition(" ")[0] == name))
+        answer = requests.get(f"{self.url}/metrics", timeout=PATIENCE)
+        values = dict(line.rpartition(" ")[::2] for line in answer.text.splitlines())
+        assert name in values, f"{answer.status_code}: {answer.text[-2000:]}"
+        return float(values[name])
 
     def wait(self, what: Any, seconds: float = PATIENCE) -> None:
         """Until something is so."""

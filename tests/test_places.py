@@ -323,7 +323,7 @@ def test_a_stage_by_hand_does_not_write_into_the_cache(tmp_path: Path, link: Cal
 
 def planned(folder: Path) -> list[str]:
     """The commands that `make run` would run."""
-    env = {key: value for key, value in os.environ.items() if "MAKE" not in key}  # a make around the tests' own is another
+    env = {key: value for key, value in os.environ.items() if "MAKE" not in key}  # of a make around the tests
     done = subprocess.run(["make", "-n", "run"], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
