@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 
-NAMES = ("pipeline", "training", "serving", "page", "data", "validation", "equalise", "engines", "scale")
+NAMES = ("check", "pipeline", "training", "serving", "page", "data", "validation", "equalise", "engines", "scale")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ All servers run on this machine with the same network and are asked in turns: ou
 `mlflow models serve`: ours without the gateway, the usual one, and one that returns a constant, which is the floor.
 
     python -m benchmarks serving
-    python -m benchmarks.serving --other PATH   beside `trueframe serve` of another checkout with its own .venv
+    make bench OTHER=PATH                       beside `trueframe serve` of another checkout with its own .venv
     python -m benchmarks.serving --soak 10      at 80 % of the measured peak: errors and memory
     python -m benchmarks.serving --overload     at three times the peak
     python -m benchmarks.serving --corpus       broken files by the thousand
@@ -35,6 +35,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+import benchmarks
 from components import networks
 from components.serve.queue import CALLS
 
@@ -122,13 +123,10 @@ class Heard:
         return len(self.times) / self.seconds
 
 
-def run(seconds: float = 6, requests: int = 200, other: Path | None = None) -> str:
-    """The table; each cell takes `seconds`, and the latency of one image so many requests.
-
-    Args:
-        other: a checkout to compare with; in place of the usual pyfunc.
-    """
-    with _servers((OURS, OTHER, FLOOR) if other else (OURS, PLAIN, USUAL, FLOOR), other) as servers:
+def run(seconds: float = 6, requests: int = 200) -> str:
+    """The table; each cell takes `seconds`, and the latency of one image so many requests."""
+    beside = benchmarks.other()  # in place of the usual pyfunc
+    with _servers((OURS, OTHER, FLOOR) if beside else (OURS, PLAIN, USUAL, FLOOR), beside) as servers:
         return asyncio.run(_table(servers, seconds, requests)) + "\n"
 
 
@@ -521,13 +519,12 @@ def _ms(times: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving")
     parser.add_argument("--seconds", type=float, default=6, help="of each measurement")
-    parser.add_argument("--other", type=Path, metavar="PATH", help="another checkout, with a .venv")
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     parser.add_argument("--overload", action="store_true")
     parser.add_argument("--corpus", action="store_true")
     args = parser.parse_args()
     if not (args.soak or args.overload or args.corpus):
-        print(run(args.seconds, other=args.other))
+        print(run(args.seconds))
         return
     with _servers((OURS,)) as servers:
         [server] = servers.values()
