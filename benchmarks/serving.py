@@ -147,7 +147,7 @@ async def _table(servers: dict[str, Server], seconds: float, requests: int) -> s
             for _ in range(2):
                 for name, server in servers.items():
                     before = server.work()
-                    heard = await _closed(client, server, one, clients, seconds / 2)
+                    heard = await _closed(server, one, clients, seconds / 2)
                     if clients == 8:
                         work[name].append((server.work() - before) / max(1, len(heard.times)) * 1e3)
                     rates.setdefault((name, clients), []).append(heard.rate)
@@ -192,19 +192,18 @@ async def _table(servers: dict[str, Server], seconds: float, requests: int) -> s
 async def soak(server: Server, minutes: float, seconds: float) -> str:
     """32 clients at 80 % of the peak: errors, and by how much memory grows from the first fifth on."""
     body = _body(_jpeg(0))
-    async with _client() as client:
-        peak = (await _closed(client, server, body, 32, seconds)).rate
-        memory: list[float] = []
-        end = time.monotonic() + minutes * 60
+    peak = (await _closed(server, body, 32, seconds)).rate
+    memory: list[float] = []
+    end = time.monotonic() + minutes * 60
 
-        async def watch() -> None:
-            while time.monotonic() < end:
-                memory.append(await asyncio.to_thread(server.memory))
-                await asyncio.sleep(min(10, minutes * 60 / 30))
+    async def watch() -> None:
+        while time.monotonic() < end:
+            memory.append(await asyncio.to_thread(server.memory))
+            await asyncio.sleep(min(10, minutes * 60 / 30))
 
-        watching = asyncio.create_task(watch())
-        heard = await _open(server, body, 0.8 * peak, minutes * 60, 32)
-        await watching
+    watching = asyncio.create_task(watch())
+    heard = await _open(server, body, 0.8 * peak, minutes * 60, 32)
+    await watching
     warm = memory[len(memory) // 5 :]
     slope = float(np.polyfit(np.arange(len(warm)), warm, 1)[0]) * len(warm)
     wrong = {status: n for status, n in heard.statuses.items() if status != 200}
@@ -218,9 +217,8 @@ async def soak(server: Server, minutes: float, seconds: float) -> str:
 async def overload(server: Server, seconds: float) -> str:
     """Three times the peak: what is refused is refused quickly, and the rest waits little longer than at the peak."""
     body = _body(_jpeg(0))
-    async with _client() as client:
-        usual = await _closed(client, server, body, 32, seconds)
-        heard = await _open(server, body, 3 * usual.rate, seconds)
+    usual = await _closed(server, body, 32, seconds)
+    heard = await _open(server, body, 3 * usual.rate, seconds)
     return (
         f"peak: {usual.rate:.0f} requests/s with 32 clients, median {_ms(usual.times)} ms; at three times as many: "
         f"{dict(sorted(heard.statuses.items()))}, answered {heard.rate:.0f}/s with median {_ms(heard.times)} ms, "
@@ -301,13 +299,14 @@ def _note(heard: Heard, status: int, took: float) -> None:
         heard.refused.append(took)
 
 
-async def _closed(client: aiohttp.ClientSession, server: Server, body: bytes, clients: int, seconds: float) -> Heard:
+async def _closed(server: Server, body: bytes, clients: int, seconds: float) -> Heard:
     """Clients that each wait for their answer."""
-    heard, began = Heard(), time.perf_counter()
+    where, heard, began = _request(server, body), Heard(), time.perf_counter()
 
     async def one() -> None:
-        while time.perf_counter() - began < seconds:
-            _note(heard, *await _ask(client, server, body))
+        caller = _Caller()
+        while (before := time.perf_counter()) - began < seconds:
+            _note(heard, await caller.ask(*where), time.perf_counter() - before)
 
     await asyncio.gather(*(one() for _ in range(clients)))
     heard.seconds = time.perf_counter() - began
@@ -317,9 +316,7 @@ async def _closed(client: aiohttp.ClientSession, server: Server, body: bytes, cl
 async def _open(server: Server, body: bytes, rate: float, seconds: float, clients: int = 10**6) -> Heard:
     """Requests at random times with this mean rate, whether the ones before are answered or not; times run from when
     a request was due, be it that all clients were waiting for answers then."""
-    host, port = server.url.removeprefix("http://").split(":")
-    head = f"POST /invocations HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    where = _request(server, body)
     heard, began, asked, chance = Heard(), time.perf_counter(), set(), random.Random(0)
     due = began
     idle: list[_Caller] = []
@@ -330,7 +327,7 @@ async def _open(server: Server, body: bytes, rate: float, seconds: float, client
         async with free:
             caller = idle.pop() if idle else _Caller()
             try:
-                status = await asyncio.wait_for(caller.ask(host, int(port), request), 120)
+                status = await asyncio.wait_for(caller.ask(*where), 120)
             except (OSError, TimeoutError):
                 status = 0
             if status and not caller.is_closed:
@@ -347,6 +344,13 @@ async def _open(server: Server, body: bytes, rate: float, seconds: float, client
     heard.seconds = time.perf_counter() - began
     await asyncio.gather(*asked)
     return heard
+
+
+def _request(server: Server, body: bytes) -> tuple[str, int, bytes]:
+    """Host, port, and the bytes of a request."""
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST /invocations HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    return host, int(port), f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 class _Caller(asyncio.Protocol):
