@@ -16,7 +16,7 @@ IMAGES, SIDE, BATCH, STEPS, ROUNDS = 40_000, 32, 128, 40, 5
 
 def run() -> str:
     keras = networks.load_keras()
-    from components.train.batches import LabelledBatches, Rows, shuffled
+    from components.train.batches import LabelledBatches, Rows, drawn
     from components.train.learner import compiled
     from components.train.precision import fuse_normalisation, use_precision
 
@@ -38,7 +38,7 @@ def run() -> str:
         network = networks.build("cnn", SIDE, {})
         fuse_normalisation(network)
         fitted = compiled(network, model, BATCH, STEPS, model.phases[0])
-        order = shuffled(len(rows), 0, 0)
+        order = drawn(len(rows), 0, 0)
         constant = Constant(rows.pixels(order[:BATCH]), rows.labels[order[:BATCH]])
         fitted.fit(constant, verbose=0)
         times: dict[str, list[float]] = {"constant": [], "arrays": []}

@@ -73,7 +73,7 @@ def _ours(precision: Literal["float32", "bfloat16"]) -> float:
     from components.params import Model
 
     networks.load_keras()
-    from components.train.batches import LabelledBatches, Rows, shuffled
+    from components.train.batches import LabelledBatches, Rows, drawn
     from components.train.learner import compiled
     from components.train.precision import fuse_normalisation, use_precision
 
@@ -84,7 +84,7 @@ def _ours(precision: Literal["float32", "bfloat16"]) -> float:
         network = networks.build("cnn", SIDE, {})
         fuse_normalisation(network)
         learner = compiled(network, model, BATCH, STEPS, model.phases[0])
-        order = shuffled(len(rows), 0, 0)
+        order = drawn(len(rows), 0, 0)
         clock = _Clock()
         batches = LabelledBatches(rows, BATCH, order[: (WARM + STEPS) * BATCH])
         learner.fit(batches, shuffle=False, verbose=0, callbacks=[clock.callback()])

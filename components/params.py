@@ -194,6 +194,9 @@ class Model(Section):
     mirror: bool = Field(
         False, description="to answer with the mean of an image and its mirror image, in twice the time"
     )
+    balance: Literal["none", "collections"] = Field(
+        "none", description="collections: labels are drawn alike, and their collections by the root of their sizes"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 7
 

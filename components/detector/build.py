@@ -10,6 +10,7 @@ import numpy as np
 
 from components.detector.familiarity import Familiarity
 from components.detector.file import FORMAT, KEY
+from components.networks import encoders
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,17 @@ def joined(members: Sequence[Member]) -> bytes:
         opset = next(o for o in model.opset_import if o.domain == "")
         found = {one.name.removeprefix(f"{member.name}/"): one for one in model.graph.output}
         names = {f"{member.name}/pixels": _numbered("pixels", number), f"{member.name}/map": _numbered("map", number)}
+        # Members on one encoder have its constants once.
+        shared = {one.name: one.name.removeprefix(f"{member.name}/") for one in model.graph.initializer}
+        names |= {name: plain for name, plain in shared.items() if plain.partition("/")[0] in encoders.names()}
         for node in model.graph.node:
             for side in (node.input, node.output):
                 side[:] = [names.get(name, name) for name in side]
         nodes += model.graph.node
-        constants += model.graph.initializer
+        for one in model.graph.initializer:
+            one.name = names.get(one.name, one.name)
+        known = {one.name for one in constants}
+        constants += [one for one in model.graph.initializer if one.name not in known]
         for one in (*model.graph.input, *([found["map"]] if "map" in found else [])):
             one.name = names[one.name]
             (inputs if one.name.startswith("pixels") else outputs).append(one)

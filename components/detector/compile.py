@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from components import images, networks, stage
+from components.detector import shared
 from components.detector.file import Network
 from components.stage import StageError
 
@@ -54,7 +55,7 @@ def _checked(network: Any, view: str, pixels: np.ndarray) -> bytes:
     # A training may have left oneDNN's bfloat16 on, and a GPU multiplies in less than float32.
     tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": False})
     function, signature = _function(network, view)
-    graph = _converted(network.name, function, signature)
+    graph = shared.narrowed(_converted(network.name, function, signature))
     found = Network(graph)
     for block in np.array_split(pixels, max(1, len(pixels) // 8)):
         with tf.device("CPU:0"):

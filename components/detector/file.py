@@ -4,6 +4,7 @@ An ONNX file is data. Before the runtime sees one, its structure is walked: what
 functions or operators of its own, or is no such file, is refused.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from components import images
+from components.networks import encoders
 from components.stage import StageError
 
 KEY = "trueframe"
@@ -45,6 +47,7 @@ class Network:
 
         data, name = (file, "the graph") if isinstance(file, bytes) else (_read(file), str(file))
         self.about = _about(check(data, name), name)
+        data = _whole(data, self.about)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads or _threads()
@@ -107,6 +110,21 @@ def about(file: Path) -> dict[str, Any]:
     if missing := _SAID - said.keys():
         raise StageError(f"{file}: its metadata are damaged ({', '.join(sorted(missing))} missing)")
     return said
+
+
+def _whole(data: bytes, about: Mapping[str, Any]) -> bytes:
+    """The detector with the constants of the encoder that its metadata name, if they name one.
+
+    Raises:
+        StageError: that encoder isn't here, or is another one.
+    """
+    named = about.get("encoder")
+    if not named:
+        return data
+    encoder = encoders.read(str(named["name"]))
+    if hashlib.sha256(encoder).hexdigest() != named["sha256"]:
+        raise StageError(f"the encoder {named['name']} is another one than this detector was made with")
+    return data + encoder
 
 
 def check(data: bytes, name: str) -> dict[bytes, bytes]:

@@ -17,7 +17,7 @@ from components.detector.build import Member
 from components.detector.familiarity import Familiarity
 from components.detector.file import Network
 from components.evaluate import decision as decisions
-from components.evaluate import scope
+from components.evaluate import left_out, scope
 from components.evaluate.decision import Scored
 from components.params import Equalise, Evaluate
 from components.stage import StageError, read_json, read_table
@@ -72,7 +72,9 @@ def evaluate(
     files = shards.paths(data, index["source"].unique())
 
     each = [_logits(Network(graphs[member]), index, arrays, view) for member, view in views.items()]
-    temperatures = [decisions.calibrate(Scored(z[held], labels[held])) for z in each] if len(each) > 1 else [1.0]
+    unseen = left_out.read([trained / member for member in views])
+    known = unseen.members if unseen else [Scored(z[held], labels[held]) for z in each]
+    temperatures = [decisions.calibrate(scored) for scored in known] if len(each) > 1 else [1.0]
     members = [Member(n, graphs[n].read_bytes(), v, t) for (n, v), t in zip(views.items(), temperatures, strict=True)]
     joined = build.joined(members)
     network = Network(joined)
@@ -82,15 +84,21 @@ def evaluate(
         return _degraded(network, list(views.values()), equalise, rows, files, which, what)
 
     decision, familiar = _decide(index, logits, labels, held, settings, degraded)
+    if unseen:
+        judged = unseen.joined(temperatures)
+        decision = decisions.fit(judged, judged, Scored(np.empty(0), np.empty(0, bool)), settings)
     p = decision.probabilities(logits)
     result = _judge(index[test], labels[test], p[test], decision, settings)
     result["n_validation"], result["n_left_out"] = int(held.sum()), int(everything["split"].isna().sum())
+    result["left_out"] = unseen.scores(decision, temperatures, settings) if unseen else None
     result["regression"] = _regression(index, labels, p, decision)
     after = _after_degradation(index[test], decision, settings, degraded)
     result["robustness"] = _robustness(after, decision, settings)
 
     limits = scope.sides(index[held], files, views.values(), Equalise(**equalise) if equalise else None)
     about = {**asdict(decision), "equalise": equalise, "scope": limits}
+    if unseen:
+        about["left_out"] = {key: result["left_out"][key] for key in ("n", "balanced_accuracy", "auroc", "verdicts")}
     detector = build.finished(joined, members, familiar, about)
     out.mkdir(parents=True, exist_ok=True)
     stage.apart(out)

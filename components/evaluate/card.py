@@ -45,6 +45,7 @@ def write(
         f"(95 % interval {low:.4f} to {high:.4f}), AUROC {metrics['auroc']:.4f} on {metrics['n']:,} held-out images of "
         f"the same sources; {metrics['uncertain_share']:.1%} of the answers are `uncertain`. On images from elsewhere "
         "it is worse, often much worse: it is a hint and no proof.",
+        *(["", sentence] if (sentence := report.unseen(metrics)) else []),
         "",
         "## Use and limits",
         "",

@@ -52,9 +52,12 @@ def write(
         f"<h1>{escape(name)}</h1>",
         f"<p><span class=big>{value:.1%}</span> balanced accuracy on {metrics['n']:,} test images that it has never "
         f"seen (95 % interval {low:.1%} to {high:.1%}; guessing gives 50 %).{made_of}</p>",
+        f"<p><b>{sentence}</b></p>" if (sentence := unseen(metrics)) else "",
         f"<ul>{''.join(f'<li>{line}</li>' for line in _findings(metrics))}</ul>",
-        "<p><b>These figures hold for images like the ones that it was trained on.</b> On other generators and other "
-        "cameras a detector is worse, often much worse. <code>trueframe generalise</code> measures by how much.</p>",
+        "<p><b>The other figures hold for images like the ones that it was trained on.</b> On other generators and "
+        "other cameras a detector is worse, often much worse. <code>trueframe generalise</code> measures by how "
+        "much.</p>",
+        *_collections(metrics),
         "<h2>Scores</h2>",
         page.table(
             ["", "value", "95 % interval", "what it is"],
@@ -77,6 +80,42 @@ def write(
         "metrics.json</a> all figures, predictions.parquet the score of every image.</p>",
     ]
     page.write(path, f"{name}: evaluation", parts)
+
+
+def unseen(metrics: dict[str, Any]) -> str:
+    """What to expect of it on pictures from elsewhere, in a sentence; empty where no collection was left out."""
+    found = metrics.get("left_out")
+    if not found:
+        return ""
+    ai, real = (
+        {verdict: f"{100 * share:.0f}" for verdict, share in found["verdicts"][x].items()} for x in ("ai", "real")
+    )
+    return (
+        f"Of 100 real pictures of collections that it never saw, it calls {real['ai']} AI-generated and is uncertain "
+        f"about {real['uncertain']}; of 100 generated ones it finds {ai['ai']}, is uncertain about {ai['uncertain']} "
+        f"and calls {ai['real']} real (balanced accuracy {found['balanced_accuracy']:.1%}, AUROC {found['auroc']:.3f}, "
+        f"on {found['n']:,} pictures; threshold, band and probability were fitted on these)."
+    )
+
+
+def _collections(metrics: dict[str, Any]) -> Iterable[str]:
+    found = metrics.get("left_out")
+    if not found:
+        return
+    worst = sorted(found["by_collection"], key=lambda row: row["right"])
+    yield "<h2>Collections that it never saw, the worst first</h2>"
+    yield page.table(
+        ["collection", "label", "images", "right", "called ai", "uncertain", "called real"],
+        [
+            [
+                row["collection"],
+                row["label"],
+                f"{row['n']:,}",
+                *(f"{row[key]:.0%}" for key in ("right", "called_ai", "called_uncertain", "called_real")),
+            ]
+            for row in worst
+        ],
+    )
 
 
 def _findings(metrics: dict[str, Any]) -> Iterable[str]:

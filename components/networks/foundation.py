@@ -1,5 +1,6 @@
 """An image encoder that learned from far more images than there are here, under a small head."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,10 +8,12 @@ import keras
 from keras import layers
 
 from components import networks
-from components.networks import register
-from components.networks.layers import Resized
+from components.networks import encoders, register
+from components.networks.layers import Clip, Resized
 from components.networks.pretrained import check_learned
 from components.stage import StageError
+
+_CLIP = 4.0  # standard deviations
 
 
 @register("foundation")
@@ -19,8 +22,10 @@ def foundation(
     encoder: str,
     encoder_options: dict[str, Any] | None = None,
     pooling: Literal["average", "first"] = "average",
+    tokens: Sequence[int | str] = (),
     dense: int = 0,
     dropout: float = 0.2,
+    l2: float = 0.0,
     frozen: bool = True,
 ) -> Any:
     """A frozen or fine-tuned encoder, its features pooled, and a linear probe or one hidden layer on them.
@@ -31,26 +36,35 @@ def foundation(
 
     Args:
         side: of the input in px; an encoder of another fixed size gets its images resized in the network.
-        encoder: another network's name, taken up to its layer `features`; the path of a `.keras` file from pixels
-            (0 to 255) to features; or what keras-hub calls a preset: a name such as `dinov2_base`, `hf://OWNER/NAME`,
-            `kaggle://…`, or a folder that `save_to_preset` wrote.
+        encoder: one that comes with the project (`clip-vit-base-patch16`, see `networks.encoders`); another network's
+            name, taken up to its layer `features`; the path of a `.keras` file from pixels (0 to 255) to features; or
+            what keras-hub calls a preset: a name such as `dinov2_base`, `hf://OWNER/NAME`, `kaggle://…`, or a folder
+            that `save_to_preset` wrote.
         encoder_options: of the other network, such as `{weights: FILE}`.
         pooling: `average` over all places or tokens, or the `first` token, where an encoder has one for the class.
+        tokens: of a transformer, what is taken at several depths in place of its end: `4` for the class token after
+            block 4 (of the first, where there is one; their mean for `pooling: average`), `mean 4` for the mean of the
+            others there, `last` for the class token at the end. Low blocks see what a picture was made of, high ones
+            what it shows (Koutlis & Papadopoulos 2024, "RINE"). Features are then scaled to one variance and clipped.
         dense: units of a hidden layer; none where it is 0.
         dropout: share, before the last dense unit.
+        l2: weight of the penalty on the last dense unit's weights.
         frozen: whether the encoder stays as it is. The candidate's `freeze` goes before it.
 
     Raises:
         StageError: no such encoder, one that doesn't fit, or keras-hub isn't installed.
     """
-    if encoder in networks.names():
+    if tokens:
+        inputs, x = _tokens(*_transformer(encoder, side), tokens, encoder, pooling)
+    elif encoder in networks.names():
         inputs, x = _of_network(networks.build(encoder, side, encoder_options or {}), encoder)
     elif encoder_options:
         raise StageError(f"foundation: encoder_options belong to a network of {', '.join(networks.names())}")
     elif encoder.endswith(".keras"):
         inputs, x = _of_file(Path(encoder), side)
     else:
-        inputs, x = _of_preset(encoder, side)
+        inputs, seen, transformer = _transformer(encoder, side)
+        x = transformer(seen)
     if not any(layer.name == "features" for layer in keras.Model(inputs, x).layers):
         x = _pooled(x, pooling, encoder)
     end = keras.Model(inputs, x)
@@ -58,10 +72,14 @@ def foundation(
         check_learned(end, f"foundation's encoder {encoder}")
     for layer in end.layers:
         layer.trainable = not frozen
+    if tokens:
+        x = Clip(_CLIP)(layers.BatchNormalization(center=False, scale=False, momentum=0.9)(x))
     if dense:
         x = layers.Dense(dense, activation="relu")(x)
     x = layers.Dropout(dropout)(x)
-    return keras.Model(inputs, layers.Dense(1, dtype="float32", name="logit")(x), name="foundation")
+    penalty = keras.regularizers.L2(l2) if l2 else None
+    logit = layers.Dense(1, dtype="float32", name="logit", kernel_regularizer=penalty)(x)
+    return keras.Model(inputs, logit, name="foundation")
 
 
 def _of_network(network: Any, name: str) -> tuple[Any, Any]:
@@ -86,12 +104,68 @@ def _of_file(path: Path, side: int) -> tuple[Any, Any]:
     return _of_network(network, str(path))
 
 
-def _of_preset(preset: str, side: int) -> tuple[Any, Any]:
+def _transformer(name: str, side: int) -> tuple[Any, Any, Any]:
+    """An input of pixels, what the encoder sees of them, and the encoder."""
+    if name in encoders.names():
+        encoder, scale, offset = encoders.build(name)
+    else:
+        encoder, scale, offset = _of_preset(name)
+    if len(encoder.inputs) != 1 or len(encoder.inputs[0].shape) != 4:
+        raise StageError(f"foundation: {name} doesn't see images alone")
+    inputs = x = keras.Input((side, side, 3))
+    height, width = encoder.inputs[0].shape[1:3]
+    if (height or side, width or side) != (side, side):
+        x = Resized(height, width)(x)
+    x = layers.Rescaling(scale, offset)(x)
+    return inputs, dict.fromkeys(encoder.input, x) if isinstance(encoder.input, dict) else x, encoder
+
+
+def _tokens(
+    inputs: Any, seen: Any, encoder: Any, tokens: Sequence[int | str], name: str, pooling: str
+) -> tuple[Any, Any]:
+    """The input, and what is taken of the encoder's blocks side by side."""
+    blocks = _blocks(encoder)
+    taken = []
+    for token in tokens:
+        kind, _, block = str(token).rpartition(" ")
+        if token == "last":
+            taken.append(("", encoder.output))
+        elif kind in ("", "mean") and block.isdecimal() and 1 <= int(block) <= len(blocks):
+            taken.append((kind, blocks[int(block) - 1].output))
+        else:
+            there = f"blocks 1 to {len(blocks)}" if blocks else "no blocks that can be told apart"
+            raise StageError(
+                f"foundation: there is no token {token!r}: {name} has {there}; a token is a block's number, "
+                "`mean NUMBER` or `last`"
+            )
+    outputs = keras.Model(encoder.input, [output for _, output in taken])(seen)
+    found = [
+        layers.GlobalAveragePooling1D()(x[:, 1:] if kind else x) if kind or pooling == "average" else x[:, 0]
+        for (kind, _), x in zip(taken, outputs, strict=True)
+    ]
+    return inputs, layers.Concatenate(name="features")(found) if len(found) > 1 else layers.Identity(name="features")(
+        found[0]
+    )
+
+
+def _blocks(encoder: Any) -> list[Any]:
+    """The layers of the kind that an encoder has most of between tokens and tokens, in order."""
+    kinds: dict[type, list[Any]] = {}
+    for layer in encoder.layers:
+        if layer.variables and isinstance(layer.output, keras.KerasTensor) and len(layer.output.shape) == 3:
+            kinds.setdefault(type(layer), []).append(layer)
+    most = max(kinds.values(), key=len, default=[])
+    return most if len(most) > 1 else []
+
+
+def _of_preset(preset: str) -> tuple[Any, Any, Any]:
+    """A network of keras-hub, and scale and offset of the pixels that it was trained on."""
     try:
         import keras_hub
     except ImportError:
+        here = ", ".join([*networks.names(), *encoders.names()])
         raise StageError(
-            f"foundation: {preset} is neither a network here nor a .keras file, and keras-hub, which may know it, "
+            f"foundation: {preset} is none of {here}, nor a .keras file, and keras-hub, which may know it, "
             "isn't installed; `pip install -e '.[foundation]'` in the project's folder does that"
         ) from None
     try:
@@ -99,15 +173,7 @@ def _of_preset(preset: str, side: int) -> tuple[Any, Any]:
     except Exception as error:  # keras-hub wraps whatever its stores say
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise StageError(f"foundation: keras-hub can't load the encoder {preset}: {reason}") from None
-    encoder = getattr(backbone, "vision_encoder", backbone)
-    if len(encoder.inputs) != 1 or len(encoder.inputs[0].shape) != 4:
-        raise StageError(f"foundation: {preset} doesn't see images alone")
-    inputs = x = keras.Input((side, side, 3))
-    height, width = encoder.inputs[0].shape[1:3]
-    if (height or side, width or side) != (side, side):
-        x = Resized(height, width)(x)
-    x = layers.Rescaling(*_range(keras_hub, preset))(x)
-    return inputs, encoder(dict.fromkeys(encoder.input, x) if isinstance(encoder.input, dict) else x)
+    return getattr(backbone, "vision_encoder", backbone), *_range(keras_hub, preset)
 
 
 def _range(keras_hub: Any, preset: str) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
 """Shards to arrays, and the index that says which image is where and in which split."""
 
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import pandas as pd
@@ -11,7 +11,7 @@ from components.params import Preprocess
 from components.preprocess import arrays, splits
 from components.stage import StageError, read_table
 
-COLUMNS = ["sha256", "shard", "row", "label", "source", "generator", "split", "group"]
+COLUMNS = ["sha256", "shard", "row", "label", "source", "generator", "collection", "split", "group"]
 
 
 def preprocess(
@@ -48,6 +48,7 @@ def preprocess(
     rows = shards.manifest(files).merge(read_table(groups), on=["shard", "row"], how="left", validate="one_to_one")
     if rows["group"].isna().any():
         raise StageError(f"{groups}: made from other shards; run validate again")
+    rows["collection"] = rows["generator"].fillna(rows["origin"].map(_folder)).fillna(rows["source"])
     rows["split"] = splits.assign(rows, settings)
     splits.require_both_labels(rows)
     equalise = settings.equalise.model_dump() if settings.equalise else None
@@ -55,3 +56,8 @@ def preprocess(
     result = rows[COLUMNS]
     stage.replace(index, lambda path: result.to_parquet(path, index=False))
     return result
+
+
+def _folder(origin: str) -> str | None:
+    """The folder above the one that an image lies in, which says the label: what it was collected as."""
+    return PurePosixPath(origin).parent.parent.name or None

@@ -24,6 +24,7 @@ from components.train.distribution import Team
 DONE = "training.json"
 NETWORK = "network.keras"
 GRAPH = "network.onnx"
+UNSEEN = "left_out.parquet"
 _COMPARED = 64  # images on which the compiled network is compared with its original
 
 
@@ -60,8 +61,8 @@ def train(
         index_path: from preprocess.
         arrays: from preprocess. Beside it lies the folder `features`, for what frozen encoders make of them.
         checkpoints: folder in which a killed training is taken up again.
-        out: folder to write: `network.keras`, `network.onnx` (see `detector.compile`), `training.json` and
-            `history.csv`.
+        out: folder to write: `network.keras`, `network.onnx` (see `detector.compile`), `training.json`,
+            `history.csv`, and `left_out.parquet` (see `left_out.logits`) of a frozen encoder's head.
         stop: is asked after each epoch whether that was the last.
 
     Raises:
@@ -94,9 +95,9 @@ def train(
         elif state.epoch:
             print(f"{name}: taken up again after epoch {state.epoch}", flush=True)
         _agree(name, team, fingerprint, state)
-        network = _fit(name, model, index, arrays, folder, state, mlflow, stop, team)
+        network, unseen = _fit(name, model, index, arrays, folder, state, mlflow, stop, team)
         _report(mlflow, state)
-        _write(out, network, state)
+        _write(out, network, state, unseen)
         compile.write(out / NETWORK, model.view, _some(index, arrays, model.view), out / GRAPH)
         mlflow.log_artifacts(str(out), "model")
     shutil.rmtree(checkpoints / name, ignore_errors=True)
@@ -125,11 +126,13 @@ def _fit(
     mlflow: Any,
     stop: Callable[[State], bool],
     team: Team,
-) -> Any:
+) -> tuple[Any, pd.DataFrame | None]:
+    """The network, and what a head on a frozen encoder says of collections that it never saw."""
     keras = networks.load_keras()
     from components.networks import features
     from components.train import learner as learning
-    from components.train.batches import LabelledBatches, PixelBatches, Rows, drawn_crops, shuffled
+    from components.train import left_out
+    from components.train.batches import LabelledBatches, PixelBatches, Rows, drawn, drawn_crops
     from components.train.precision import fuse_normalisation, in_float32, use_precision
 
     first = team.number == 0
@@ -167,7 +170,9 @@ def _fit(
     fitted = team.twin(alone, build)
     if team.devices == 1:
         fuse_normalisation(network)
-    rows = Rows(index[index["split"] == "train"], arrays, view)
+    learning_rows = index[index["split"] == "train"]
+    weights = left_out.weights(learning_rows) if model.balance == "collections" else None
+    rows = Rows(learning_rows, arrays, view)
     held = Rows(index[index["split"] == "validation"], arrays, view)
     batch = min(model.batch_size, len(rows))
     call = team.batch(batch)
@@ -205,8 +210,8 @@ def _fit(
             continue
         epoch = progress.epoch = state.epoch
         began = time.monotonic()
-        drawn = shuffled(len(rows), model.seed, epoch), drawn_crops(rows, model.seed, epoch)
-        batches = LabelledBatches(rows, batch, *drawn, part=(team.number, team.processes))
+        seen = drawn(len(rows), model.seed, epoch, weights), drawn_crops(rows, model.seed, epoch)
+        batches = LabelledBatches(rows, batch, *seen, part=(team.number, team.processes))
         with team.together(name):
             ramp = max(1e-9, model.augment.ramp * epochs)
             learning.prepare(learner, model.seed, epoch, min(1.0, (epoch + 1) / ramp))
@@ -214,7 +219,7 @@ def _fit(
                 # Keras would shuffle the batches once more, from a state that a killed process takes with it.
                 trained = learner.fit(batches, shuffle=False, verbose=0, callbacks=[progress])
         seconds = time.monotonic() - began
-        with team.together(name), learning.averaged(learner, LabelledBatches(rows, call, *drawn)):
+        with team.together(name), learning.averaged(learner, LabelledBatches(rows, call, *seen)):
             team.bring(fitted, alone)
             logits = team.gathered(len(held), predicted)
             scores = {
@@ -248,10 +253,13 @@ def _fit(
         stopped = stop(state)
     team.leave()
     if not first:
-        return None
+        return None, None
     _load(folder / f"best-{state.best_epoch}.npz", alone.variables, Team())
+    unseen = None
+    if alone is not network:
+        unseen = left_out.logits(alone, model, state.best_epoch, index, Rows(index, arrays, view), say)
     network = in_float32(network)
-    return networks.mirrored(network) if model.mirror else network
+    return networks.mirrored(network) if model.mirror else network, unseen
 
 
 def _check_classes(name: str, index: pd.DataFrame) -> None:
@@ -365,9 +373,12 @@ def _some(index: pd.DataFrame, arrays: Path, view: str) -> np.ndarray:
     )
 
 
-def _write(out: Path, network: Any, state: State) -> None:
+def _write(out: Path, network: Any, state: State, unseen: pd.DataFrame | None) -> None:
     stage.apart(out)
-    (out / GRAPH).unlink(missing_ok=True)  # an earlier network's
+    for earlier in (GRAPH, UNSEEN):
+        (out / earlier).unlink(missing_ok=True)
+    if unseen is not None:
+        stage.replace(out / UNSEEN, lambda path: unseen.to_parquet(path, index=False))
     stage.replace(out / NETWORK, network.save)
     history = pd.DataFrame(state.history)
     history.insert(0, "epoch", range(1, len(history) + 1))

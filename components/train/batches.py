@@ -95,9 +95,17 @@ class LabelledBatches(keras.utils.PyDataset):
         return (self._rows.pixels(which, crops), labels), labels
 
 
-def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation that is the same whenever this epoch is trained."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
+def drawn(n: int, seed: int, epoch: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """The images of an epoch in their order, the same whenever it is trained: each once, or as its weight says.
+
+    Args:
+        n: images.
+        seed: of the training.
+        epoch: its number.
+        weights: float, shape (n,), with the sum 1.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    return rng.permutation(n) if weights is None else rng.choice(n, n, p=weights)
 
 
 def drawn_crops(rows: Rows, seed: int, epoch: int) -> np.ndarray | None:

@@ -58,6 +58,8 @@ REPLICAS = {
             "unsplash/real/2.jpg": ("real", None, None),
         }
     ),
+    "wild": Replica({"gpt-image-2/ai/0.jpg": ("ai", "gpt-image-2", None), "memes/real/1.jpg": ("real", None, None)}),
+    "wild-crops": Replica({"sd3/ai/0.jpg": ("ai", "sd3", None), "documents/real/1.jpg": ("real", None, None)}),
     "ai-and-human-art": Replica(
         {
             f"{ART}/train/AI_GENERATED/0.jpg": ("ai", None, "train"),
@@ -304,5 +306,5 @@ def test_where_a_data_set_lives_and_on_what_terms() -> None:
     assert known["community-forensics"].homepage == "https://huggingface.co/datasets/OwensLab/CommunityForensics"
     for name, entry in known.items():
         assert entry.title, name
-        assert entry.location or name == "photos", name
+        assert entry.location or name in ("photos", "wild", "wild-crops"), name
         assert not (entry.label == "real" and entry.generator), name

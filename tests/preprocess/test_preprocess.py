@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from components import images, shards
+from components import preprocess as preprocessing
 from components.params import Preprocess
 from components.preprocess import preprocess, splits
 from components.stage import StageError
@@ -255,7 +256,7 @@ def test_the_index_says_where_each_image_is(
     data = store(published, shard_images=20)
     index = prepare(data)
     stored = pd.read_parquet(tmp_path / "index.parquet")
-    assert list(stored.columns) == ["sha256", "shard", "row", "label", "source", "generator", "split", "group"]
+    assert list(stored.columns) == preprocessing.COLUMNS
     manifest = shards.manifest(shards.paths(data, ["mine"]))
     for column in ("sha256", "shard", "row", "label", "source"):
         assert stored[column].tolist() == manifest[column].tolist()
@@ -424,3 +425,8 @@ def test_reports_train_or_are_proof_and_judge_nothing() -> None:
     before = splits.assign(pd.concat([rows, fixed], ignore_index=True), SETTINGS)
     kept = split[: len(rows)].notna()
     assert split[: len(rows)][kept].tolist() == before[: len(rows)][kept].tolist()
+
+
+def test_a_collection_is_a_generator_or_the_folder_above_the_label() -> None:
+    for origin, name in (("camera/real/1.jpg", "camera"), ("set.zip/a/b/real/2.jpg", "b"), ("real/3.jpg", None)):
+        assert preprocessing._folder(origin) == name

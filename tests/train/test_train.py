@@ -100,11 +100,11 @@ def test_a_loss_that_is_no_number_stops_with_a_reason(arrays: tuple[Path, Path],
 
 def test_an_order_belongs_to_its_epoch() -> None:
     networks.load_keras()
-    from components.train.batches import shuffled
+    from components.train.batches import drawn
 
-    assert sorted(shuffled(50, 7, 3)) == list(range(50))
-    np.testing.assert_array_equal(shuffled(50, 7, 3), shuffled(50, 7, 3))
-    assert not np.array_equal(shuffled(50, 7, 3), shuffled(50, 7, 4))
+    assert sorted(drawn(50, 7, 3)) == list(range(50))
+    np.testing.assert_array_equal(drawn(50, 7, 3), drawn(50, 7, 3))
+    assert not np.array_equal(drawn(50, 7, 3), drawn(50, 7, 4))
 
 
 def test_rows_come_from_their_shards(arrays: tuple[Path, Path]) -> None:
