@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from components import weights
 from components.detector.familiarity import Familiarity
 from components.detector.file import FORMAT, KEY
-from components.networks import encoders
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def joined(members: Sequence[Member]) -> bytes:
         names = {f"{member.name}/pixels": _numbered("pixels", number), f"{member.name}/map": _numbered("map", number)}
         # Members on one encoder have its constants once.
         shared = {one.name: one.name.removeprefix(f"{member.name}/") for one in model.graph.initializer}
-        names |= {name: plain for name, plain in shared.items() if plain.partition("/")[0] in encoders.names()}
+        names |= {name: plain for name, plain in shared.items() if plain.partition("/")[0] in weights.names()}
         for node in model.graph.node:
             for side in (node.input, node.output):
                 side[:] = [names.get(name, name) for name in side]

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from components import images
-from components.networks import encoders
+from components import images, weights
 from components.stage import StageError
 
 KEY = "trueframe"
@@ -121,7 +120,7 @@ def _whole(data: bytes, about: Mapping[str, Any]) -> bytes:
     named = about.get("encoder")
     if not named:
         return data
-    encoder = encoders.read(str(named["name"]))
+    encoder = weights.read(str(named["name"]))
     if hashlib.sha256(encoder).hexdigest() != named["sha256"]:
         raise StageError(f"the encoder {named['name']} is another one than this detector was made with")
     return data + encoder

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from components import weights
 from components.detector.file import KEY
 from components.networks import encoders
 
@@ -34,10 +35,10 @@ def narrowed(graph: bytes) -> bytes:
         found = straight or turned
         if not found:
             continue
-        name, weights, scales = found
+        name, narrow, scales = found
         shape = value.shape if straight else value.T.shape
         constants |= {
-            name: weights,
+            name: narrow,
             name + encoders.SCALE: scales,
             f"{one.name}/shape": np.array(shape, np.int64),
         }
@@ -63,11 +64,11 @@ def parted(detector: bytes) -> bytes:
     from onnx import helper
 
     model = onnx.load_model_from_string(detector)
-    [name] = {one.name.partition("/")[0] for one in model.graph.initializer} & set(encoders.names())
+    [name] = {one.name.partition("/")[0] for one in model.graph.initializer} & set(weights.names())
     for one in [one for one in model.graph.initializer if one.name.startswith(f"{name}/")]:
         model.graph.initializer.remove(one)
     about = json.loads(next(prop.value for prop in model.metadata_props if prop.key == KEY))
-    about["encoder"] = {"name": name, "sha256": encoders.listed()[f"{name}.onnx"]}
+    about["encoder"] = {"name": name, "sha256": weights.listed()[f"{name}.onnx"]}
     del model.metadata_props[:]
     helper.set_model_props(model, {KEY: json.dumps(about)})
     return bytes(model.SerializeToString())
@@ -76,7 +77,7 @@ def parted(detector: bytes) -> bytes:
 def _known() -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
     """By the digest of a weight in float32: its name, and what its encoder's file holds of it."""
     known = {}
-    for encoder in encoders.names():
+    for encoder in weights.names():
         there = encoders.constants(encoder)
         for name, wide in encoders.widened(there).items():
             scales = there.get(name + encoders.SCALE)

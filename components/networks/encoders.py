@@ -4,59 +4,30 @@ A file of them is an ONNX model with nothing but constants, `ENCODER/…`. A det
 constants, and one that comes with the project takes them from there (see `components.detector.shared`).
 """
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import components
+from components import weights
 from components.stage import StageError
 
-PLACE = Path(components.__file__).parents[1] / "models/encoder"
 SCALE = "/scale"
 _PIXELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's means and deviations
-
-
-def names() -> list[str]:
-    """The encoders that are here."""
-    return sorted(path.stem for path in PLACE.glob("*.onnx"))
-
-
-def listed() -> dict[str, str]:
-    """The SHA-256 of each file, as `SHA256SUMS` has it."""
-    lines = (PLACE / "SHA256SUMS").read_text().splitlines()
-    return {name: digest for digest, name in (line.split() for line in lines)}
-
-
-def read(name: str) -> bytes:
-    """An encoder's file.
-
-    Raises:
-        StageError: it isn't there, is damaged, or is another one.
-    """
-    path = PLACE / f"{name}.onnx"
-    try:
-        data, wanted = path.read_bytes(), listed().get(path.name)
-    except OSError as error:
-        raise StageError(
-            f"{path}: the encoder can't be read ({error.strerror}); `git checkout models` brings it"
-        ) from None
-    if wanted != hashlib.sha256(data).hexdigest():
-        raise StageError(f"{path}: not the encoder that SHA256SUMS names; `git checkout models` brings it back")
-    return data
 
 
 def constants(name: str) -> dict[str, np.ndarray]:
     """The constants of an encoder as its file has them: int8 with a float32 `NAME/scale`, or float32 alone.
 
     Raises:
-        StageError: see `read`.
+        StageError: see `weights.read`.
     """
     import onnx
     from onnx import numpy_helper
 
-    found = {one.name: numpy_helper.to_array(one) for one in onnx.load_model_from_string(read(name)).graph.initializer}
+    found = {
+        one.name: numpy_helper.to_array(one)
+        for one in onnx.load_model_from_string(weights.read(name)).graph.initializer
+    }
     return {key.removeprefix(f"{name}/"): value for key, value in found.items()}
 
 
@@ -94,7 +65,7 @@ def build(name: str) -> tuple[Any, list[float], list[float]]:
     wanted = {variable.path: variable for variable in encoder.variables}
     if _shapes(wanted) != _shapes(there):
         raise StageError(
-            f"{PLACE / name}.onnx: not the weights of {name}, as the keras-hub that is installed builds it"
+            f"{weights.PLACE / name}.onnx: not the weights of {name}, as the keras-hub that is installed builds it"
         )
     for path, variable in wanted.items():
         variable.assign(there[path])

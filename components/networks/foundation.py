@@ -7,7 +7,7 @@ from typing import Any, Literal
 import keras
 from keras import layers
 
-from components import networks
+from components import networks, weights
 from components.networks import encoders, register
 from components.networks.layers import Clip, Resized
 from components.networks.pretrained import check_learned
@@ -106,7 +106,7 @@ def _of_file(path: Path, side: int) -> tuple[Any, Any]:
 
 def _transformer(name: str, side: int) -> tuple[Any, Any, Any]:
     """An input of pixels, what the encoder sees of them, and the encoder."""
-    if name in encoders.names():
+    if name in weights.names():
         encoder, scale, offset = encoders.build(name)
     else:
         encoder, scale, offset = _of_preset(name)
@@ -163,7 +163,7 @@ def _of_preset(preset: str) -> tuple[Any, Any, Any]:
     try:
         import keras_hub
     except ImportError:
-        here = ", ".join([*networks.names(), *encoders.names()])
+        here = ", ".join([*networks.names(), *weights.names()])
         raise StageError(
             f"foundation: {preset} is none of {here}, nor a .keras file, and keras-hub, which may know it, "
             "isn't installed; `pip install -e '.[foundation]'` in the project's folder does that"

@@ -26,7 +26,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     registry = None
-    with os.fdopen(os.dup(1), "w", buffering=1) as out, contextlib.suppress(EOFError):
+    gone = contextlib.suppress(EOFError, BrokenPipeError)
+    with gone, os.fdopen(os.dup(1), "w", buffering=1) as out:
         os.dup2(2, 1)  # whatever a library prints
         name = pickle.load(sys.stdin.buffer)
         while True:
@@ -37,6 +38,7 @@ def main() -> None:
             except StageError as error:
                 said = [type(error).__name__, str(error)]
             out.write(json.dumps(said, default=str) + "\n")
+    os._exit(0)  # threads of MLflow's are not waited for
 
 
 def answer(registry: Registry, question: str, *arguments: Any) -> Any:

@@ -46,7 +46,8 @@ def main() -> None:
     """Do as stdin says."""
     for number in (signal.SIGINT, signal.SIGTERM):  # that a terminal or systemd sends to all; the parent ends this
         signal.signal(number, signal.SIG_IGN)
-    with os.fdopen(os.dup(1), "w", buffering=1) as out:
+    # The parent may be gone by the time that this says something, or closes what it says.
+    with contextlib.suppress(BrokenPipeError), os.fdopen(os.dup(1), "w", buffering=1) as out:
         os.dup2(2, 1)  # whatever a library prints
         with contextlib.suppress(EOFError):
             orders: Orders = pickle.load(sys.stdin.buffer)
@@ -114,17 +115,19 @@ async def _serve(orders: Orders, score: Callable[..., Any], version: str, say: C
         loop.call_soon_threadsafe(told.put_nowait, False)
 
     async def obey() -> None:
-        while not server.started:
-            await asyncio.sleep(0.01)
-        say(SERVING)
-        if await told.get():
-            gateway.leave()
-            for listener in server.servers:
-                listener.close()
-            say(LEAVING)
-            while server.server_state.connections and told.empty():
-                await asyncio.sleep(0.1)
-        server.should_exit = True
+        try:
+            while not server.started:
+                await asyncio.sleep(0.01)
+            say(SERVING)
+            if await told.get():
+                gateway.leave()
+                for listener in server.servers:
+                    listener.close()
+                say(LEAVING)
+                while server.server_state.connections and told.empty():
+                    await asyncio.sleep(0.1)
+        finally:  # where nobody hears what it says, too
+            server.should_exit = True
 
     async def beat() -> None:
         while not gateway.queue.is_stuck:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from components import networks
+from components import networks, weights
 from components.networks import encoders, features
 from components.stage import StageError
 
@@ -96,8 +96,8 @@ def test_a_file_that_is_another_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     place = tmp_path / "encoder"
     place.mkdir()
     for name in (f"{NAME}.onnx", "SHA256SUMS"):
-        shutil.copy(encoders.PLACE / name, place)
-    monkeypatch.setattr(encoders, "PLACE", place)
+        shutil.copy(weights.PLACE / name, place)
+    monkeypatch.setattr(weights, "PLACE", place)
     file = place / f"{NAME}.onnx"
     with file.open("r+b") as opened:
         opened.seek(10**6)

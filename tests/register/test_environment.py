@@ -32,7 +32,8 @@ from tests.live.harness import free_port, stop, wait_for
 ROOT = Path(__file__).parents[2]
 TRAINING = {"scipy"}  # what is measured, in modules that serving shares
 TOLD = {"psutil", "pyarrow", "sqlalchemy"}  # whose errors a command's last line tells
-MAKING = {"scikit-learn", "tensorflow", "keras", "onnx", "tf2onnx"}  # what makes a detector, or compiles an older one
+# What makes a detector, or compiles an older one.
+MAKING = {"scikit-learn", "tensorflow", "keras", "keras-hub", "onnx", "tf2onnx"}
 KINDS = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif", "jpeg2000", "heic")
 OPTIONAL = ("c2pa", "pillow_heif", "sd_parsers")
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from components import networks
+from components import networks, weights
 from components.detector import build, compile, shared
 from components.detector.build import Member
 from components.detector.familiarity import Familiarity
@@ -58,13 +58,13 @@ def test_without_them_it_finds_them_beside_it(detector: bytes, tmp_path: Path, m
     small = shared.parted(detector)
     assert len(small) < len(detector) / 10
     np.testing.assert_array_equal(answers(Network(small)), answers(Network(detector)))
-    monkeypatch.setattr(encoders, "PLACE", tmp_path)
+    monkeypatch.setattr(weights, "PLACE", tmp_path)
     with pytest.raises(StageError, match=r"clip-vit-base-patch16\.onnx: the encoder can't be read"):
         Network(small)
 
 
 def test_another_encoder_is_refused(detector: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     small = shared.parted(detector)
-    monkeypatch.setattr(encoders, "read", lambda name: b"another")
+    monkeypatch.setattr(weights, "read", lambda name: b"another")
     with pytest.raises(StageError, match="another one than this detector was made with"):
         Network(small)
