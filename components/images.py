@@ -211,18 +211,23 @@ def view_shape(view: str) -> tuple[int, ...]:
     return (*((int(crops),) if crops else ()), int(side), int(side), 3)
 
 
-def render(image: Image.Image, view: str) -> np.ndarray:
+def render(image: Image.Image, view: str, settings: Mapping[str, Any] | None = None) -> np.ndarray:
     """An RGB image as the array that a network sees.
 
     Args:
-        image: mode RGB, any size.
+        image: mode RGB, any size; after `equalise`.
         view: `64` resizes to 64 × 64 px (Lanczos; the aspect is not kept); `cover-64` keeps the aspect and cuts off
             what stands over; `crop-64` cuts the central 64 × 64 px out at native resolution; `crop-64x4` the four
             crops with the most texture, that with the most first. Crops pad a smaller image by reflection.
+        settings: those of `equalised`; with the size `view` each square is saved and read again here.
 
     Returns:
         uint8, of shape `view_shape(view)`.
     """
+    if settings and settings["size"] == "view":
+        squares = render(image, view).reshape(-1, *view_shape(view)[-3:])
+        read = [np.asarray(decode(_saved(square, settings["quality"]))) for square in squares]
+        return np.stack(read).reshape(view_shape(view))
     side = view_size(view)
     if view.startswith("crop-"):
         shape = view_shape(view)
@@ -315,7 +320,8 @@ def equalised(image: Image.Image, size: str, side: int, quality: int) -> bytes:
 
     Args:
         image: mode RGB, any size.
-        size: `crop` takes the central pixels as they are, `resize` scales the central square down.
+        size: `crop` takes the central pixels as they are, `resize` scales the central square down; `view` is for
+            `render`, and the same as `resize` here.
         side: px; a smaller image is padded by reflection, never enlarged.
         quality: of the JPEG.
 
@@ -323,7 +329,7 @@ def equalised(image: Image.Image, size: str, side: int, quality: int) -> bytes:
         A JPEG file of side × side px with 4:2:0 chroma.
     """
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    if size == "resize" and min(left, top) > 0:
+    if size != "crop" and min(left, top) > 0:
         return _saved(render(image, f"cover-{side}"), quality)
     elif min(left, top) > 4:
         # Off the 8 × 8 grid that an earlier JPEG left, so that the new one covers it.
@@ -338,8 +344,8 @@ def _saved(pixels: np.ndarray, quality: int) -> bytes:
 
 
 def equalise(image: Image.Image, settings: Mapping[str, Any] | None) -> Image.Image:
-    """What the pixels are after `equalised` with some settings; the image itself where there are none."""
-    return decode(equalised(image, **settings)) if settings else image
+    """What the pixels are after `equalised` with some settings; the image itself where it's left to `render`."""
+    return decode(equalised(image, **settings)) if settings and settings["size"] != "view" else image
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:

@@ -119,8 +119,10 @@ class Validate(Section):
 class Equalise(Section):
     """The one encoding that every image goes through before it becomes pixels, so that none gives its label away."""
 
-    size: Literal["resize", "crop"] = Field("resize", description="the central square scaled down, or native pixels")
-    side: int = Field(160, ge=16, le=4096, description="px; smaller images are padded by reflection")
+    size: Literal["resize", "crop", "view"] = Field(
+        "resize", description="the central square scaled down; native pixels; or each view by itself"
+    )
+    side: int = Field(160, ge=16, le=4096, description="px; smaller images are padded by reflection; not for view")
     quality: int = Field(90, ge=30, le=100, description="of the JPEG, with 4:2:0 chroma")
 
 
@@ -138,6 +140,11 @@ class Preprocess(Section):
     equalise: Annotated[
         Equalise | None, BeforeValidator(lambda value: {} if value is True else None if value is False else value)
     ] = Field(None, description="`true`, or its settings: all images through the same size and JPEG encoding")
+    crops: dict[str, str] = Field(
+        {},
+        description="for a source of scaled pictures, another one that holds crops of them at native resolution under "
+        "the same names: `crop-` views are cut from those",
+    )
     keep_copies: bool = Field(
         False, description="whether published test images that copy a training image stay in the test set"
     )
@@ -199,6 +206,7 @@ class Model(Section):
     )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 7
+    alone: bool = Field(True, description="whether it is a candidate by itself, and not only a part of ensembles")
 
     @model_validator(mode="after")
     def _network_is_there(self) -> Self:
@@ -228,7 +236,12 @@ class Train(Section):
     @property
     def candidates(self) -> dict[str, list[str]]:
         """All candidates with the models that they are made of, the ensembles last."""
-        return {**{name: [name] for name in self.models}, **self.ensembles}
+        return {**{name: [name] for name in self.models if name not in self.members}, **self.ensembles}
+
+    @property
+    def members(self) -> set[str]:
+        """The models that are parts of ensembles only."""
+        return {name for name, model in self.models.items() if not model.alone}
 
 
 class Range(Section):
@@ -451,8 +464,13 @@ class Params(Section):
                     )
             if len(set(members)) < len(members):
                 raise ValueError(f"train.ensembles.{name} names a model twice")
+        if spare := self.train.members.difference(*self.train.ensembles.values()):
+            raise ValueError(f"train.models.{min(spare)} isn't alone and in no train.ensembles, so nothing judges it")
+        for of, crops in self.preprocess.crops.items():
+            if missing := {of, crops} - self.ingest.sources.keys():
+                raise ValueError(f"preprocess.crops names {min(missing)}, which isn't among ingest.sources")
         equalise = self.preprocess.equalise
-        for view in self.preprocess.views if equalise else ():
+        for view in self.preprocess.views if equalise and equalise.size != "view" else ():
             side = int(view.rsplit("-", 1)[-1].split("x")[0])
             if view.startswith("crop-") and side > equalise.side:  # type: ignore[union-attr]
                 raise ValueError(

@@ -176,6 +176,29 @@ def load(shards: dict[str, Path], rows: pd.DataFrame) -> Iterator[tuple[Any, byt
         yield from zip(part.index, files(shards[str(shard)], part["row"]), strict=True)
 
 
+def placed(index: pd.DataFrame, view: str) -> pd.DataFrame:
+    """An index in which `shard` and `row` say where the file lies that a view is made from.
+
+    That is another one where a picture has a crop at native resolution, and the view is a crop.
+    """
+    if not is_crop(view) or "crop_shard" not in index:  # the latter of an older preprocess
+        return index
+    has = index["crop_shard"].notna()
+    return index.assign(
+        shard=index["crop_shard"].where(has, index["shard"]), row=index["crop_row"].where(has, index["row"]).astype(int)
+    )
+
+
+def is_crop(view: str) -> bool:
+    """Whether a view is cut at native resolution."""
+    return view.startswith("crop-")
+
+
+def crops(index: pd.DataFrame) -> set[str]:
+    """The sources that hold crops of an index's pictures."""
+    return set(index["crop_shard"].dropna().str.partition("/")[0]) if "crop_shard" in index else set()
+
+
 def rejected(data: Path, source: str) -> pd.DataFrame:
     """The files of a source that couldn't be read: `origin`, `reason`, `label`, `sha256`, `bytes`.
 

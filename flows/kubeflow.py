@@ -69,7 +69,7 @@ def stages() -> list[Stage]:
     Raises:
         StageError: the settings are wrong, or two paths would have one name in Kubeflow.
     """
-    params.load()
+    members = params.load().train.members
     text = Path("params.yaml").read_text()
     raw = yaml.safe_load(text)
     ingest = Stage(
@@ -88,7 +88,8 @@ def stages() -> list[Stage]:
         makes=("artifacts/registration.json",),
         pure=False,
     )
-    found = [ingest, *_from_dvc(raw), register]
+    judged = [stage for stage in _from_dvc(raw) if stage.name not in {f"evaluate@{member}" for member in members}]
+    found = [ingest, *judged, register]
     maker = {path: stage.name for stage in found for path in stage.makes}
     if len({parameter(path) for path in maker}) < len(maker):
         raise StageError("two candidates' names differ in - and _ alone, which are the same in Kubeflow; rename one")

@@ -1,6 +1,6 @@
 """The retraining flow: images in, a judged and registered model out."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,15 @@ EACH = ("train", "evaluate")
 UNCHANGED = "nothing changed: no stage had to run"
 
 
-def stages(models: Iterable[str], ensembles: Iterable[str] = ()) -> list[str]:
-    """DVC's names of the pure stages, in the order in which they run."""
-    each = [f"{stage}@{model}" for model in models for stage in EACH]
+def stages(models: Iterable[str], ensembles: Iterable[str] = (), members: Container[str] = ()) -> list[str]:
+    """DVC's names of the pure stages, in the order in which they run.
+
+    Args:
+        models: all that are trained.
+        ensembles: of them.
+        members: models that are no candidates by themselves.
+    """
+    each = [f"{stage}@{model}" for model in models for stage in EACH if stage == "train" or model not in members]
     return [*SOLO, *each, *(f"ensemble@{ensemble}" for ensemble in ensembles)]
 
 
@@ -98,18 +104,18 @@ def retrain(hours: float | None = None) -> State[Any]:
         return limits.failed(error)
 
 
-def prepare() -> tuple[State[Any] | None, bool]:
+def prepare(names: Iterable[str] = ()) -> tuple[State[Any] | None, bool]:
     """Ingest, version, push, validate and preprocess, inside a flow.
 
     Returns:
-        The state of the step that failed, or None; and whether any stage was stale.
+        The state of the step that failed, or None; and whether any of the named stages, or any at all, was stale.
     """
     commands.mend()
     for step in (ingest, version, push):
         state = step(return_state=True)
         if not state.is_completed():
             return state, True
-    stale = commands.stale()
+    stale = commands.stale(*names)
     for name in SOLO:
         state = reproduce(name, stale, return_state=True)
         if name == "validate":
@@ -120,10 +126,11 @@ def prepare() -> tuple[State[Any] | None, bool]:
 
 
 def _steps(train: params.Train) -> State[Any]:
-    failed, stale = prepare()
+    names = stages(train.models, train.ensembles, train.members)
+    failed, stale = prepare(names)
     if failed is not None:
         return Failed(message=failed.message)
-    for name in stages(train.models, train.ensembles)[len(SOLO) :]:
+    for name in names[len(SOLO) :]:
         state = reproduce(name, stale, return_state=True)
         if not state.is_completed():
             return Failed(message=state.message)

@@ -67,7 +67,8 @@ class Network:
 
     def render(self, image: Image.Image) -> dict[str, np.ndarray]:
         """An RGB image as each input wants it."""
-        return {name: images.render(image, view) for name, view in zip(self.inputs, self.views, strict=True)}
+        settings = self.about.get("equalise")
+        return {name: images.render(image, view, settings) for name, view in zip(self.inputs, self.views, strict=True)}
 
     def has(self, output: str) -> bool:
         """Whether the graph has an output of that name."""

@@ -69,9 +69,9 @@ def evaluate(
     equalise = read_json(arrays / "made.json")["equalise"]
     labels = (index["label"] == "ai").to_numpy()
     held, test = (index["split"] == "validation").to_numpy(), (index["split"] == "test").to_numpy()
-    files = shards.paths(data, index["source"].unique())
+    files = shards.paths(data, {*index["source"], *shards.crops(index)})
 
-    each = [_logits(Network(graphs[member]), index, arrays, view) for member, view in views.items()]
+    each = [_logits(Network(graphs[name]), shards.placed(index, view), arrays, view) for name, view in views.items()]
     unseen = left_out.read([trained / member for member in views])
     known = unseen.members if unseen else [Scored(z[held], labels[held]) for z in each]
     temperatures = [decisions.calibrate(scored) for scored in known] if len(each) > 1 else [1.0]
@@ -255,12 +255,14 @@ def _degraded(
     """
     place = {label: number for number, label in enumerate(rows.index)}
     n, k = which.shape
+    cut = rows[rows["crop_shard"].notna()] if any(map(shards.is_crop, views)) and shards.crops(rows) else rows[:0]
+    crops = dict(shards.load(files, shards.placed(cut, "crop-")))
     logits, features = np.empty((n, k), np.float32), [np.empty(0)] * n
 
-    def tasks() -> Iterator[tuple[list[int], list[bytes], np.ndarray, list[str], Any]]:
+    def tasks() -> Iterator[_Task]:
         for batch in parallel.batched(shards.load(files, rows), max(1, _BATCH // k)):
             places = [place[label] for label, _ in batch]
-            yield places, [data for _, data in batch], which[places], views, equalise
+            yield places, [(data, crops.get(label)) for label, data in batch], which[places], views, equalise
 
     progress = parallel.Progress(what, n)
     for places, pixels in parallel.ordered_map(_degrade, tasks()):
@@ -272,17 +274,25 @@ def _degraded(
     return logits, np.stack(features)
 
 
-def _degrade(
-    task: tuple[list[int], list[bytes], np.ndarray, list[str], Any],
-) -> tuple[list[int], list[np.ndarray]]:
+# Places, files with their crops, entries of the grid, views, equalise.
+_Task = tuple[list[int], list[tuple[bytes, bytes | None]], np.ndarray, list[str], Any]
+
+
+def _degrade(task: _Task) -> tuple[list[int], list[np.ndarray]]:
     places, batch, which, views, equalise = task
     seen: list[list[np.ndarray]] = [[] for _ in views]
-    for data, numbers in zip(batch, which, strict=True):
-        image = images.decode(data)
+    for (data, crop), numbers in zip(batch, which, strict=True):
+        whole = images.decode(data)
+        native = images.decode(crop) if crop else whole
         for number in numbers:
-            equal = images.equalise(image if number == robustness.NONE else robustness.GRID[number](image), equalise)
+            equal = {
+                id(image): images.equalise(
+                    image if number == robustness.NONE else robustness.GRID[number](image), equalise
+                )
+                for image in (whole, native)
+            }
             for view, of_view in zip(views, seen, strict=True):
-                of_view.append(images.render(equal, view))
+                of_view.append(images.render(equal[id(native if shards.is_crop(view) else whole)], view, equalise))
     return places, [np.stack(of_view) for of_view in seen]
 
 

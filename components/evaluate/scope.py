@@ -33,5 +33,5 @@ def sides(
     sizes = shards.manifest(files)[["sha256", "width", "height"]].drop_duplicates("sha256")
     known = sizes[sizes["sha256"].isin(rows["sha256"])]
     low, high = np.quantile(known[["width", "height"]].min(axis=1), [0.01, 0.99])
-    bounded = not (equalise and equalise.size == "resize") and any(not view.startswith("crop-") for view in views)
+    bounded = not (equalise and equalise.size != "crop") and any(not view.startswith("crop-") for view in views)
     return {"min_side": int(low / _MARGIN), "max_side": int(np.ceil(high * _MARGIN)) if bounded else None}

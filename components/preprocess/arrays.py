@@ -126,7 +126,7 @@ def render(files: Iterable[bytes], views: Iterable[str], equalise: Equaliser) ->
     """Image files as rows of arrays, by view."""
     for data in files:
         image = images.equalise(images.decode(data), equalise)
-        yield {view: images.render(image, view).tobytes() for view in views}
+        yield {view: images.render(image, view, equalise).tobytes() for view in views}
 
 
 def _engine(name: str) -> Any:

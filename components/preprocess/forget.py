@@ -49,4 +49,11 @@ def _renumbered(table: pd.DataFrame, changed: dict[str, tuple[str | None, list[i
         part = table[(table["shard"] == name) & table["row"].isin(rows)]
         place = {row: number for number, row in enumerate(rows)}
         parts.append(part.assign(shard=new, row=part["row"].map(place)))
-    return pd.concat(parts, ignore_index=True)
+    result = pd.concat(parts, ignore_index=True)
+    for name, (new, rows) in changed.items() if "crop_shard" in result else ():
+        of = result["crop_shard"] == name
+        place = {row: number for number, row in enumerate(rows)}
+        there = result.loc[of, "crop_row"].map(place)
+        result.loc[of, "crop_shard"] = np.where(there.notna(), new, None)
+        result.loc[of, "crop_row"] = there.fillna(0).astype(int)
+    return result

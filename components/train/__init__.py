@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from components import images, networks, stage, tracking
+from components import images, networks, shards, stage, tracking
 from components.detector import compile
 from components.params import Augment, Model, Unfreeze
 from components.preprocess.arrays import identity
@@ -70,7 +70,7 @@ def train(
             another process was lost, or the network can't be compiled.
     """
     team = distribution.team()
-    index = read_table(index_path)
+    index = shards.placed(read_table(index_path), model.view)
     index = index[index["split"].isin(["train", "validation"])]
     _check_classes(name, index)
     fingerprint = _fingerprint(model, index, arrays)
