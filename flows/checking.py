@@ -75,7 +75,7 @@ def run(asked: Iterable[str], place: Callable[[Path], Path], who: Who, wanted: W
         if known:
             print(f"{len(known):,} of {len(names):,} are known from before", flush=True)
         for rows in check.check(judge, names, wanted.heatmaps, wanted.jobs, known.__contains__):
-            journal.add(rows)
+            journal.add([{column: row[column] for column in check.COLUMNS} for row in rows])
         for path in wanted.outputs:
             check.write(journal.rows(names), path)
         journal.end()
@@ -150,5 +150,6 @@ def _sentence(row: dict[str, Any]) -> str:
     notes = "".join(f"; {warning}" for warning in row["warnings"])
     said = {key: value for key, value in row["provenance"].items() if key != "note"}
     notes += f"; the file says: {json.dumps(said, ensure_ascii=False)}" if said else ""
+    verdict = f"{row['verdict']}, {row['says']}" if row["verdict"] == "real" else row["verdict"]
     by = reference.title(row["model_version"]) or f"version {row['model_version']}"
-    return f"{spelled(row['path'])}: {row['verdict']} (probability of ai {row['probability']:.3f}, by {by}){notes}"
+    return f"{spelled(row['path'])}: {verdict} (probability of ai {row['probability']:.3f}, by {by}){notes}"

@@ -45,19 +45,21 @@ def joined(members: Sequence[Member]) -> bytes:
     inputs: list[Any] = []
     outputs: list[Any] = []
     logits, features = [], []
-    opset = None
+    opset, encoders = None, set(weights.names())
     for number, member in enumerate(members):
         model = onnx.compose.add_prefix(onnx.load_model_from_string(member.graph), f"{member.name}/")
         opset = next(o for o in model.opset_import if o.domain == "")
         found = {one.name.removeprefix(f"{member.name}/"): one for one in model.graph.output}
         names = {f"{member.name}/pixels": _numbered("pixels", number), f"{member.name}/map": _numbered("map", number)}
-        # Members on one encoder have its constants once.
-        shared = {one.name: one.name.removeprefix(f"{member.name}/") for one in model.graph.initializer}
-        names |= {name: plain for name, plain in shared.items() if plain.partition("/")[0] in weights.names()}
+        # Members on one encoder have its constants, and what is made of them alone, once.
+        made = [*(one.name for one in model.graph.initializer), *(name for n in model.graph.node for name in n.output)]
+        shared = {name: name.removeprefix(f"{member.name}/") for name in made}
+        names |= {name: plain for name, plain in shared.items() if plain.partition("/")[0] in encoders}
         for node in model.graph.node:
             for side in (node.input, node.output):
                 side[:] = [names.get(name, name) for name in side]
-        nodes += model.graph.node
+        there = {name for node in nodes for name in node.output}
+        nodes += [node for node in model.graph.node if not there.issuperset(node.output)]
         for one in model.graph.initializer:
             one.name = names.get(one.name, one.name)
         known = {one.name for one in constants}

@@ -29,6 +29,7 @@ def narrowed(graph: bytes) -> bytes:
     known = _known() if large else {}
     nodes: list[Any] = []
     constants: dict[str, Any] = {}
+    instead: dict[str, str] = {}
     for one in large:
         value = numpy_helper.to_array(one)
         straight, turned = known.get(_digest(value)), known.get(_digest(value.T))
@@ -37,20 +38,23 @@ def narrowed(graph: bytes) -> bytes:
             continue
         name, narrow, scales = found
         shape = value.shape if straight else value.T.shape
-        constants |= {
-            name: narrow,
-            name + encoders.SCALE: scales,
-            f"{one.name}/shape": np.array(shape, np.int64),
-        }
+        size = f"{one.name}/shape"
+        constants |= {name: narrow, name + encoders.SCALE: scales, size: np.array(shape, np.int64)}
+        # By the encoder's names, so that detectors of several members widen them once (see `build.joined`).
+        wide, scaled, straightened = (f"{name}/{part}" for part in ("wide", "scaled", "straight"))
         nodes += [
-            helper.make_node("Cast", [name], [f"{one.name}/wide"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{one.name}/wide", name + encoders.SCALE], [f"{one.name}/scaled"]),
-            helper.make_node("Reshape", [f"{one.name}/scaled", f"{one.name}/shape"], [f"{one.name}/straight"]),
-            helper.make_node("Identity" if straight else "Transpose", [f"{one.name}/straight"], [one.name]),
+            helper.make_node("Cast", [name], [wide], to=TensorProto.FLOAT),
+            helper.make_node("Mul", [wide, name + encoders.SCALE], [scaled]),
+            helper.make_node("Reshape", [scaled, size], [straightened]),
         ]
+        if not straight:
+            nodes.append(helper.make_node("Transpose", [straightened], [f"{name}/turned"]))
+        instead[one.name] = nodes[-1].output[0]
         model.graph.initializer.remove(one)
     if not nodes:
         return graph
+    for node in model.graph.node:
+        node.input[:] = [instead.get(name, name) for name in node.input]
     nodes += model.graph.node
     del model.graph.node[:]
     model.graph.node.extend(nodes)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from components import page
+from components.detector import wording
 from components.evaluate import plots
 from components.evaluate.decision import Decision
 from components.params import Evaluate
@@ -87,14 +88,9 @@ def unseen(metrics: dict[str, Any]) -> str:
     found = metrics.get("left_out")
     if not found:
         return ""
-    ai, real = (
-        {verdict: f"{100 * share:.0f}" for verdict, share in found["verdicts"][x].items()} for x in ("ai", "real")
-    )
     return (
-        f"Of 100 real pictures of collections that it never saw, it calls {real['ai']} AI-generated and is uncertain "
-        f"about {real['uncertain']}; of 100 generated ones it finds {ai['ai']}, is uncertain about {ai['uncertain']} "
-        f"and calls {ai['real']} real (balanced accuracy {found['balanced_accuracy']:.1%}, AUROC {found['auroc']:.3f}, "
-        f"on {found['n']:,} pictures; threshold, band and probability were fitted on these)."
+        f"{wording.sentence(metrics)} Balanced accuracy {found['balanced_accuracy']:.1%}, AUROC {found['auroc']:.3f}; "
+        "threshold, band and probability were fitted on these."
     )
 
 

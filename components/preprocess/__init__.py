@@ -1,6 +1,5 @@
 """Shards to arrays, and the index that says which image is where and in which split."""
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -44,8 +43,8 @@ def preprocess(
         The index.
 
     Raises:
-        StageError: a split lacks a class, a source of crops has none of the other one's names, the groups are missing or belong to other shards, a shard is damaged, or
-            the engine can't be had or was lost.
+        StageError: a split lacks a class, a source of crops has none of the other one's names, the groups are missing
+            or belong to other shards, a shard is damaged, or the engine can't be had or was lost.
     """
     if not groups.exists():
         raise StageError(f"{groups}: not here; run validate first")
@@ -68,7 +67,7 @@ def _with_crops(rows: pd.DataFrame, crops: Mapping[str, str]) -> pd.DataFrame:
     """The rows of pictures, each with the place of its crop, by the name that both have below their source's root."""
     pictures = rows[~rows["source"].isin(crops.values())].reset_index(drop=True)
     if crops:
-        pictures = pictures.assign(crop_shard=pd.Series(None, pictures.index, "object"), crop_row=np.int64(0))
+        pictures = pictures.assign(crop_shard=pictures["shard"].mask(pictures["row"] >= 0), crop_row=np.int64(0))
     for of, source in crops.items():
         cut = rows[rows["source"] == source].drop_duplicates("origin")
         place = cut.set_index(_names(cut["origin"]))[["shard", "row"]]
@@ -88,8 +87,9 @@ def _with_crops(rows: pd.DataFrame, crops: Mapping[str, str]) -> pd.DataFrame:
 
 def _names(origins: pd.Series) -> pd.Series:
     """Paths below the folder that holds them all, without suffix."""
-    root = os.path.commonprefix(list(origins)).rpartition("/")[0]
-    return origins.map(lambda origin: str(PurePosixPath(origin[len(root) :].lstrip("/")).with_suffix("")))
+    parts = [PurePosixPath(origin).with_suffix("").parts for origin in origins]
+    shared = next((n for n, of in enumerate(zip(*parts, strict=False)) if len(set(of)) > 1), 0)
+    return pd.Series(["/".join(of[shared:]) for of in parts], origins.index)
 
 
 def _folder(origin: str) -> str | None:

@@ -52,8 +52,7 @@ def _renumbered(table: pd.DataFrame, changed: dict[str, tuple[str | None, list[i
     result = pd.concat(parts, ignore_index=True)
     for name, (new, rows) in changed.items() if "crop_shard" in result else ():
         of = result["crop_shard"] == name
-        place = {row: number for number, row in enumerate(rows)}
-        there = result.loc[of, "crop_row"].map(place)
-        result.loc[of, "crop_shard"] = np.where(there.notna(), new, None)
-        result.loc[of, "crop_row"] = there.fillna(0).astype(int)
+        there = result["crop_row"].map({row: number for number, row in enumerate(rows)})
+        result["crop_shard"] = result["crop_shard"].mask(of, new if new else None).mask(of & there.isna(), None)
+        result["crop_row"] = result["crop_row"].mask(of, there.fillna(0).astype(int))
     return result

@@ -1,6 +1,6 @@
 """Detectors that answer together, each for what it was judged on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from components import images
@@ -20,6 +20,9 @@ class Asked(Protocol):
 
     def score(self, files: list[Any], *, explain: bool = False, threshold: float | None = None) -> list[dict[str, Any]]:
         """See `Detector.score`."""
+
+    def says(self, row: Mapping[str, Any]) -> str | None:
+        """See `Detector.says`."""
 
 
 class Cascade:
@@ -55,6 +58,10 @@ class Cascade:
         if rest := [place for place, row in enumerate(rows) if not row]:
             ask(self.detectors[0], rest)
         return rows
+
+    def says(self, row: Mapping[str, Any]) -> str | None:
+        """The verdict of an answer in the words of who gave it."""
+        return next(one.says(row) for one in self.detectors if one.version == row["model_version"])
 
 
 def _side(file: Any) -> int:

@@ -87,7 +87,7 @@ class Judge:
         """Judge files or addresses; each comes with where its heatmap goes, if it is wanted.
 
         Returns:
-            A dict with `COLUMNS` for each, in order.
+            A dict with `COLUMNS` for each, in order, and `says`, the verdict in words.
         """
         detector = _loaded(self.load, self.version)
         wanted = any(heatmap for _, heatmap in block)
@@ -100,7 +100,8 @@ class Judge:
             if heatmap and drawn:
                 heatmap.parent.mkdir(parents=True, exist_ok=True)
                 heatmap.write_bytes(base64.b64decode(drawn))
-            rows.append({"path": name, **row, **({"error": data} if isinstance(data, str) else {})})
+            says = detector.says(row)
+            rows.append({"path": name, **row, "says": says, **({"error": data} if isinstance(data, str) else {})})
         return rows
 
     def _read(self, name: str) -> bytes | str:

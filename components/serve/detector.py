@@ -5,7 +5,7 @@ import io
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from PIL import Image
 from components import images, parallel
 from components.detector.evidence import evidence, overlay
 from components.detector.file import Network, about
+from components.detector.wording import words
 from components.serve import provenance
 from components.serve.encoded import decoded
 from components.serve.provenance.credentials import trust_list
@@ -120,6 +121,7 @@ class Detector:
         fitted = about(file)
         self._network = Network(file)
         self._equalise = fitted["equalise"]
+        self._words = words(fitted)
         self.version = version
         self._one_large = threading.Lock()
         try:
@@ -141,7 +143,8 @@ class Detector:
 
         Args:
             files: bytes of a file each, or their text (see `encoded.decoded`). Anything else is that row's error.
-            explain: adds `heatmap`, a base64 PNG of where the evidence is: red for `ai`, blue for `real`.
+            explain: adds `heatmap`, a base64 PNG of where the evidence is: red for `ai`, blue for `real`; and `says`,
+                the verdict in words.
             threshold: in place of the fitted one, from 0 to 1; the uncertain band moves along (see `Decision.at`).
                 Any other number is every row's error.
 
@@ -157,6 +160,10 @@ class Detector:
         blocks = parallel.batched(files, min(self._block, _EXPLAINED) if explain else self._block)
         return [row for block in blocks for row in self._score(block, explain, decision)]
 
+    def says(self, row: Mapping[str, Any]) -> str | None:
+        """The verdict of an answer of its own in words (see `wording.words`); null of an error."""
+        return self._words.get(row["verdict"])
+
     def _score(self, files: list[Any], explain: bool, decision: Decision) -> Iterator[dict[str, Any]]:
         opened = self._opened(files, explain)
         seen = [one.pixels for one in opened if one.pixels is not None]
@@ -169,7 +176,7 @@ class Detector:
                 continue
             row = self._verdict(*next(answers), one, decision)
             if explain:
-                row["heatmap"] = self._heatmap(one.image)
+                row |= {"heatmap": self._heatmap(one.image), "says": self.says(row)}
             yield row
 
     def _answers(self, pixels: dict[str, np.ndarray]) -> Iterator[tuple[float, float]]:

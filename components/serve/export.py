@@ -22,6 +22,7 @@ from components import images, integrity, networks, stage
 from components.detector import build
 from components.detector.familiarity import Familiarity
 from components.detector.file import Network
+from components.detector.wording import words
 from components.serve import reference
 from components.serve.files import Files
 from components.stage import StageError
@@ -72,7 +73,8 @@ def described(files: Files, version: str, model: str, dtype: str = "uint8") -> d
     0 to 255, as its `dtype` says, shape (n, *shape). The answers are, for each picture, `logit` and, of most detectors,
     `distance` (above 1, it is unlike what the detector was judged on). P(ai), calibrated, is
     1 / (1 + exp(-logit / temperature)). At or above `high` the verdict is `ai`, below `low` it is `real`, else
-    `uncertain`; and so it is where `distance` is above 1, or the shorter side outside of `scope`.
+    `uncertain`; and so it is where `distance` is above 1, or the shorter side outside of `scope`. `words` say what each
+    verdict means. With the size `view` in `equalise`, each view goes through the encoding by itself.
     """
     fitted = files.fitted
     return {
@@ -83,6 +85,7 @@ def described(files: Files, version: str, model: str, dtype: str = "uint8") -> d
             for number, view in enumerate(_views(fitted))
         ],
         "equalise": fitted.get("equalise"),
+        "words": words(fitted),
         **{key: fitted[key] for key in ("temperature", "threshold", "low", "high", "scope")},
         "about": files.card.read_text().partition("\n## ")[0].partition("\n")[2].strip(),
     }

@@ -5,6 +5,7 @@
 
 import argparse
 import shutil
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,10 @@ class Reference:
     def detector(self) -> Detector:
         """At work."""
         return self.files.load(self.version)
+
+    def says(self, row: Mapping[str, Any]) -> str | None:
+        """The verdict of an answer of its own in words."""
+        return self.detector.says(row)
 
     def score(self, files: list[Any], *, explain: bool = False, threshold: float | None = None) -> list[dict[str, Any]]:
         """Judge image files as `Detector.score` does."""

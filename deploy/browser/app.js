@@ -7,7 +7,6 @@ const MAX_PIXELS = 89_000_000;
 const SMALL = 16; // px; below it there is nothing to see
 const COARSE = 25; // JPEG quality; no detector is judged on pictures below it
 const STRIP = 1024; // rows at once, as some browsers allow no large canvas
-const WORDS = { ai: "Probably AI-generated", real: "Probably not AI-generated", uncertain: "Uncertain" };
 
 ort.env.wasm.numThreads = 1;
 ort.env.wasm.wasmPaths = new URL("runtime/", import.meta.url).href;
@@ -26,7 +25,7 @@ export async function judge(file) {
   const equal = equalise(image, detector.equalise);
   const feeds = {};
   for (const { name, view, shape } of detector.inputs) {
-    const crops = render(equal, view);
+    const crops = render(equal, view, detector.equalise);
     const pixels = new Uint8Array(crops.length * crops[0].data.length);
     crops.forEach(({ data }, i) => pixels.set(data, i * data.length));
     feeds[name] = new ort.Tensor("uint8", pixels, [1, ...shape]);
@@ -140,7 +139,7 @@ function said(file, { probability, verdict, warnings, detector }) {
   if (shown) URL.revokeObjectURL(shown);
   picture.src = shown = URL.createObjectURL(file);
   picture.alt = "The picture that was judged";
-  return [made("h2", WORDS[verdict]), sentence, scale(probability, detector), ends, made("p", why), picture];
+  return [made("h2", capital(detector.words[verdict])), sentence, scale(probability, detector), ends, made("p", why), picture];
 }
 
 function scale(probability, { low, high }) {
@@ -154,6 +153,8 @@ function scale(probability, { low, high }) {
   );
   return svg;
 }
+
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
 const percent = (share) => `${Math.round(100 * share)}%`;
 

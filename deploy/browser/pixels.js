@@ -5,7 +5,7 @@
 
 /** The picture after the one encoding that all pictures get: `images.equalise`. */
 export function equalise(image, settings) {
-  if (!settings) return image;
+  if (!settings || settings.size === "view") return image;
   const { size, side, quality } = settings;
   let left = Math.floor((image.width - side) / 2);
   let top = Math.floor((image.height - side) / 2);
@@ -17,8 +17,9 @@ export function equalise(image, settings) {
   return jpeg(cut(image, left, top, side), quality);
 }
 
-/** The square crops of a view, one or several: `images.render`. */
-export function render(image, view) {
+/** The square crops of a view, one or several, each saved by itself where the settings say so: `images.render`. */
+export function render(image, view, settings) {
+  if (settings?.size === "view") return render(image, view).map((square) => jpeg(square, settings.quality));
   const [side, crops] = view.split("-").pop().split("x").map(Number);
   const middle = ({ width, height }) => [Math.floor((width - side) / 2), Math.floor((height - side) / 2)];
   if (view.startsWith("crop-")) {

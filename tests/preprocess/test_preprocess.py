@@ -1,5 +1,6 @@
 """Splits that stay, copies that stay together, and arrays that hold exactly what a network would see."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from PIL import Image
 
 from components import images, shards
 from components import preprocess as preprocessing
-from components.params import Preprocess
+from components.ingest import forget
+from components.params import Equalise, Preprocess
+from components.preprocess import forget as arrays_of_preprocess
 from components.preprocess import preprocess, splits
 from components.stage import StageError
 from components.validate import duplicates
@@ -237,6 +240,85 @@ def test_equalised_arrays_hold_what_every_image_becomes(
             np.testing.assert_array_equal(array[row], images.render(image, view))
     prepare(data)  # and back
     np.testing.assert_array_equal(np.load(tmp_path / f"arrays/crop-24/{shard}.npy"), before)
+
+
+def test_views_that_are_saved_by_themselves_are_each_a_file_of_their_own(
+    many: Files, store: Callable[..., Path], prepare: Callable[..., pd.DataFrame], tmp_path: Path
+) -> None:
+    views, equalise = ["cover-16", "crop-8x2"], {"size": "view", "quality": 60}
+    settings = SETTINGS.model_copy(update={"views": views, "equalise": Equalise.model_validate(equalise)})
+    index = prepare(store(many), settings=settings)
+    for row in index.head(5).itertuples():
+        image = images.decode(many[row.origin])
+        for view in views:
+            seen = np.load(tmp_path / "arrays" / view / f"{row.shard}.npy")[row.row]
+            squares = images.render(image, view).reshape(-1, *seen.shape[-3:])
+            for square, here in zip(squares, seen.reshape(squares.shape), strict=True):
+                file = io.BytesIO()
+                Image.fromarray(square).save(file, "JPEG", quality=60, subsampling=2)
+                np.testing.assert_array_equal(here, np.asarray(Image.open(file)))
+
+
+# Crops
+
+
+def test_crops_are_taken_from_the_source_that_holds_them(
+    many: Files,
+    store: Callable[..., Path],
+    prepare: Callable[..., pd.DataFrame],
+    jpeg: Callable[..., bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cut = {name.replace(".jpg", ".png"): jpeg(n + 900, (24, 24)) for n, name in enumerate(many) if n % 3}
+    store(cut, "cut")
+    settings = SETTINGS.model_copy(update={"crops": {"mine": "cut"}})
+    index = prepare(store(many), "mine", "cut", settings=settings)
+    assert set(index["source"]) == {"mine"} and len(index) == 60
+    assert "40 of 60 images of mine have a crop in cut" in capsys.readouterr().out
+    for view, files in (
+        ("16", many),
+        ("crop-24", {name: cut.get(name.replace("jpg", "png"), many[name]) for name in many}),
+    ):
+        placed = shards.placed(index, view)
+        for place, origin in zip(placed[["shard", "row"]].itertuples(index=False), index["origin"], strict=True):
+            seen = np.load(tmp_path / "arrays" / view / f"{place.shard}.npy")[place.row]
+            np.testing.assert_array_equal(seen, images.render(images.decode(files[origin]), view))
+
+
+def test_crops_follow_what_is_forgotten(
+    many: Files,
+    store: Callable[..., Path],
+    prepare: Callable[..., pd.DataFrame],
+    jpeg: Callable[..., bytes],
+    tmp_path: Path,
+) -> None:
+    cut = {name: jpeg(n + 900, (24, 24)) for n, name in enumerate(many)}
+    store(cut, "cut")
+    data = store(many)
+    index = prepare(data, "mine", "cut", settings=SETTINGS.model_copy(update={"crops": {"mine": "cut"}}))
+    held = shards.manifest(shards.paths(data, ["cut"]))
+    gone = held.iloc[[3]]
+    removed = forget.forget(data, tmp_path / "receipts", gone["sha256"])
+    arrays_of_preprocess.forget(data, tmp_path / "arrays", tmp_path / "index.parquet", removed)
+    after = pd.read_parquet(tmp_path / "index.parquet").merge(index[["sha256", "origin"]], on="sha256")
+    assert after.loc[after["origin"] == gone["origin"].iloc[0], "crop_shard"].isna().all()
+    placed = shards.placed(after, "crop-24")
+    for place, origin in zip(placed[["shard", "row"]].itertuples(index=False), after["origin"], strict=True):
+        seen = np.load(tmp_path / "arrays/crop-24" / f"{place.shard}.npy")[place.row]
+        file = many[origin] if origin == gone["origin"].iloc[0] else cut[origin]
+        np.testing.assert_array_equal(seen, images.render(images.decode(file), "crop-24"))
+
+
+def test_a_source_without_the_names_of_the_pictures_is_refused(
+    many: Files, store: Callable[..., Path], prepare: Callable[..., pd.DataFrame], jpeg: Callable[..., bytes]
+) -> None:
+    store({f"{label}/other{n}.jpg": jpeg(n + 900) for label in ("ai", "real") for n in range(3)}, "cut")
+    with pytest.raises(StageError, match=r"no image of cut has the name of one of mine \(such as ai/01; there it is"):
+        prepare(store(many), "mine", "cut", settings=SETTINGS.model_copy(update={"crops": {"mine": "cut"}}))
+
+
+# Arrays again
 
 
 def test_a_shard_of_several_row_groups_is_decoded_in_order(

@@ -97,7 +97,7 @@ def test_who_answered_is_named_and_how_often_that_one_is_wrong(
 
 
 def test_errors_name_the_nearest_tier(small: Files) -> None:
-    card = About.of("version 3", (small, None)).own.card
-    assert "re-saved at quality 50 it judges 71% rightly" in " ".join(card.errors(60))
-    assert "re-saved" not in " ".join(card.errors(None))
-    assert card.trained_on() == "art: 241 real and 309 AI-generated pictures"
+    part = About.of("version 3", (small, None)).own
+    assert "re-saved at quality 50 it judges 71% rightly" in " ".join(part.errors(60))
+    assert "re-saved" not in " ".join(part.errors(None))
+    assert part.card.trained_on() == "art: 241 real and 309 AI-generated pictures"

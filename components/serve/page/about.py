@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Self
 
+from components.detector import wording
 from components.serve.cascade import Asked, Cascade
 from components.serve.detector import Scope
 from components.serve.files import Files
@@ -48,13 +49,14 @@ class Card:
             said.append(f"{source}: {real} real and {ai} AI-generated pictures{named}")
         return "; ".join(said)
 
-    def errors(self, quality: float | None = None) -> list[str]:
-        """How often it is wrong on held-out images, in sentences.
+    def errors(self, elsewhere: str, quality: float | None = None) -> list[str]:
+        """How often it is wrong, in sentences.
 
         Args:
             quality: of the JPEG file in question, which chooses the tier that is nearest to it.
+            elsewhere: what is known of pictures from elsewhere, which comes first.
         """
-        said = []
+        said = [elsewhere]
         right = {row[0]: float(row[2]) for row in self.rows("By label")}
         if {"ai", "real"} <= set(right):
             said.append(
@@ -75,7 +77,7 @@ class Card:
         uncertain = re.search(r"([\d.]+)% of the answers are `uncertain`", self.summary)
         if uncertain:
             said.append(f"{float(uncertain[1]):.0f}% of its answers are “uncertain”.")
-        said.append("On pictures from elsewhere it is worse, often much worse: a hint and no proof.")
+        said.append("Its answer is a hint and no proof.")
         return said
 
 
@@ -104,6 +106,10 @@ class Part:
     def scope(self) -> Scope:
         """The sizes that it was judged on."""
         return Scope(**self.fitted["scope"])
+
+    def errors(self, quality: float | None = None) -> list[str]:
+        """How often it is wrong, on pictures from elsewhere first (see `Card.errors`)."""
+        return self.card.errors(wording.sentence(self.fitted), quality)
 
 
 @dataclass(frozen=True)
@@ -150,9 +156,9 @@ class About:
         said = []
         for part in parts:
             said.append(
-                f"<h2>{escape(_capital(part.name))}</h2>"
+                f"<h2>{escape(capital(part.name))}</h2>"
                 f"<p>It was judged on pictures whose shorter side has {part.scope}.</p>"
-                + "".join(f"<p>{escape(text)}</p>" for text in part.card.errors())
+                + "".join(f"<p>{escape(text)}</p>" for text in part.errors())
             )
             for heading, rows in part.card.tables.items():
                 said.append(f"<h3>{escape(heading)}</h3>{table(heading, rows)}")
@@ -162,10 +168,10 @@ class About:
         """Who answers what, in a sentence or two."""
         if self.own and self.others:
             return (
-                f"{_capital(self.own.name)} answers for pictures like those that it was judged on ({self.own.scope}), "
+                f"{capital(self.own.name)} answers for pictures like those that it was judged on ({self.own.scope}), "
                 f"for others a reference detector."
             )
-        return f"{_capital(self.name)} answers."
+        return f"{capital(self.name)} answers."
 
 
 def table(title: str, rows: Sequence[Sequence[str]]) -> str:
@@ -179,5 +185,6 @@ def table(title: str, rows: Sequence[Sequence[str]]) -> str:
     return f"{scroll}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """With a capital first letter."""
     return text[0].upper() + text[1:]

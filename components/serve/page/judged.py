@@ -12,10 +12,10 @@ from typing import Any
 from PIL import Image
 
 from components import images
-from components.serve.page.about import About, Part, table
+from components.detector.wording import words
+from components.serve.page.about import About, Part, capital, table
 
 _SHOWN = 720  # px, the longer side of the preview
-WORDS = {"ai": "Probably AI-generated", "real": "Probably not AI-generated", "uncertain": "Uncertain"}
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Judged:
         return images.open_image(self.data)
 
     def verdict(self) -> str:
-        """In words, with the reason where there is none."""
-        return WORDS[self.row["verdict"]]
+        """In words."""
+        return capital(words(self.part.fitted)[self.row["verdict"]])
 
     def why(self) -> str:
         """One sentence on how sure that is."""
@@ -200,7 +200,8 @@ def errors_html(judged: Judged) -> str:
     """What the detector was trained on and how often it is wrong on such pictures."""
     card = judged.part.card
     trained = card.trained_on()
-    said = [*([f"Trained on {trained}."] if trained else []), *card.errors(images.jpeg_quality(judged.stored))]
+    wrong = judged.part.errors(images.jpeg_quality(judged.stored))
+    said = [wrong[0], *([f"Trained on {trained}."] if trained else []), *wrong[1:]]
     return "".join(f"<p>{escape(text)}</p>" for text in said)
 
 

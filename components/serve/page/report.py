@@ -82,7 +82,7 @@ def _sections(judged: Judged) -> list[tuple[str, list[str]]]:
     origin = [f"{name}: {textwrap.shorten(text, 200)}" for name, text in provenance_lines(judged)[:8]]
     sections += [
         ("What the file says of itself", [*origin, provenance_note(judged)]),
-        ("How often the detector is wrong", card.errors(images.jpeg_quality(stored))),
+        ("How often the detector is wrong", judged.part.errors(images.jpeg_quality(stored))),
         ("Trained on", [textwrap.shorten(card.trained_on(), 4 * _WIDTH, placeholder=" …")]),
         (
             "Details",
