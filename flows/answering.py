@@ -74,16 +74,23 @@ def found(number: str, *, networks: bool = False) -> Iterator[list[Files]]:
         yield [files]
 
 
-def detector(number: str) -> Any:
-    """A version's detector at work, by itself; of `REFERENCE` all of them."""
+def detector(number: str, *, fast: bool = False) -> Any:
+    """A version's detector at work, by itself; of `REFERENCE` all of them, or the fast ones."""
     if reference.title(number):
-        return Cascade(references(number))
+        return Cascade(references(number, fast=fast))
     return registered.load(load().register_.model, number)
 
 
-def together(number: str) -> Cascade:
-    """The champion at work, and the reference detectors for what it wasn't judged on."""
-    return detector(number) if number == REFERENCE else Cascade([detector(number), *reference.beside()])
+def together(number: str, *, fast: bool = False) -> Cascade:
+    """The champion at work, and the reference detectors, or the fast ones, for what it wasn't judged on."""
+    if number == REFERENCE:
+        return Cascade(references(number, fast=fast))
+    return Cascade([detector(number), *reference.beside(fast=fast)])
+
+
+def quickly(number: str) -> Cascade:
+    """As `together`, with the fast reference detectors."""
+    return together(number, fast=True)
 
 
 @dataclass(frozen=True)
@@ -93,20 +100,22 @@ class Who:
     Attributes:
         number: of the version, or `REFERENCE`.
         alone: whether it was asked for by its number, so that it answers by itself.
+        fast: whether of the reference detectors the fast ones are asked.
     """
 
     number: str
     alone: bool = False
+    fast: bool = False
 
     @classmethod
-    def of(cls, asked: str | None) -> "Who":
+    def of(cls, asked: str | None, *, fast: bool = False) -> "Who":
         """The version asked for; else the champion, or the reference detectors while there is none."""
-        return cls(version(asked), alone=asked is not None)
+        return cls(version(asked), alone=asked is not None, fast=fast)
 
     @property
     def load(self) -> Callable[[str], Any]:
         """Gives the detector of `number`; importable by name."""
-        return detector if self.alone else together
+        return detector if self.alone else quickly if self.fast else together
 
     def identity(self) -> str:
         """Equal only while the same files answer: versions keep their numbers in another registry, and the reference
@@ -114,11 +123,11 @@ class Who:
         """
         own = None
         if reference.title(self.number):
-            beside = references(self.number)
+            beside = references(self.number, fast=self.fast)
         else:
             model = load().register_.model
             own = model, registered.sums(model, self.number)
-            beside = [] if self.alone else reference.beside()
+            beside = [] if self.alone else reference.beside(fast=self.fast)
         return json.dumps([self.number, own, [integrity.listed(one.files.card.parent) for one in beside]])
 
     def said(self, answered: Counter[str]) -> str | None:
@@ -140,13 +149,13 @@ class Who:
         )
 
 
-def references(number: str) -> list[reference.Reference]:
-    """All reference detectors, or the one that is named.
+def references(number: str, *, fast: bool = False) -> list[reference.Reference]:
+    """All reference detectors, or the fast ones, or the one that is named.
 
     Raises:
         StageError: there is none of that name.
     """
-    known = reference.references()
+    known = reference.references(fast=fast)
     named = [one for one in known if number in (REFERENCE, one.version)]
     if not named:
         raise StageError(f"there is no {number}; there are {', '.join(one.version for one in known)}")

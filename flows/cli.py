@@ -275,6 +275,10 @@ def check(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="processes, each with the network in memory")] = 1,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 1 for an uncertain verdict, too")] = False,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="of the reference detectors, ask the small ones: faster, less often right"),
+    ] = False,
 ) -> None:
     """Verdicts for files and folders: by the champion where it was judged on such pictures, else, and while there is no
     champion, by the reference detector that was. Each verdict says whose it is.
@@ -296,7 +300,7 @@ def check(
         strict,
     )
     with one_line(checking.ERROR):
-        code = checking.run(paths, _from_start, answering.Who.of(version), wanted)
+        code = checking.run(paths, _from_start, answering.Who.of(version, fast=fast), wanted)
     raise SystemExit(code)
 
 

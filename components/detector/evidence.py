@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 from components import images
 from components.detector.file import Network
 
-PATCHES = 8
+PATCHES, FEW_PATCHES = 8, 4  # in a row; few where a network is large
 _AI, _REAL = (200.0, 60.0, 40.0), (40.0, 90.0, 200.0)
 _SHOWN = (256, 512)  # px, the least and the most of the longer side
 
@@ -24,29 +24,30 @@ def occlusion_maps(network: Network, pixels: Mapping[str, np.ndarray]) -> dict[s
         pixels: of one picture, for each of its inputs: uint8, shape (side, side, 3) or (crops, side, side, 3).
 
     Returns:
-        For each input float32, shape (crops, `PATCHES`, `PATCHES`), in logits: above 0 where the patch speaks for
-        `ai`. Each crop counts as if it were the only one.
+        For each input float32, shape (crops, p, p), for `PATCHES` in a row or `FEW_PATCHES`, in logits: above 0 where
+        the patch speaks for `ai`. Each crop counts as if it were the only one.
     """
+    patches = FEW_PATCHES if network.is_large else PATCHES
     crops = {name: x.reshape(-1, *x.shape[-3:]) for name, x in pixels.items()}
     falls = []
     for number in range(max(map(len, crops.values()))):
         # All members at once, each on its own crop; of one that has fewer, the last comes again.
-        covered = {name: _covered(x[min(number, len(x) - 1)]) for name, x in crops.items()}
+        covered = {name: _covered(x[min(number, len(x) - 1)], patches) for name, x in crops.items()}
         seen = {name: x if pixels[name].ndim == 3 else x[:, None] for name, x in covered.items()}
         logits = network.outputs(seen, ["logits"])["logits"]
-        falls.append((logits[-1] - logits[:-1]).reshape(PATCHES, PATCHES, -1))
+        falls.append((logits[-1] - logits[:-1]).reshape(patches, patches, -1))
     maps = np.stack(falls)
     return {name: maps[: len(crops[name]), ..., member] for member, name in enumerate(network.inputs)}
 
 
-def _covered(pixels: np.ndarray) -> np.ndarray:
-    """A picture with each of its patches blurred in turn, and as it is: uint8, (`PATCHES`² + 1, side, side, 3)."""
+def _covered(pixels: np.ndarray, patches: int) -> np.ndarray:
+    """A picture with each of its patches blurred in turn, and as it is: uint8, (patches² + 1, side, side, 3)."""
     side = len(pixels)
-    blurred = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(side / PATCHES)))
-    edges = np.linspace(0, side, PATCHES + 1).round().astype(int)
-    covered = np.repeat(pixels[None], PATCHES**2 + 1, axis=0)
-    for number in range(PATCHES**2):
-        y, x = divmod(number, PATCHES)
+    blurred = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(side / patches)))
+    edges = np.linspace(0, side, patches + 1).round().astype(int)
+    covered = np.repeat(pixels[None], patches**2 + 1, axis=0)
+    for number in range(patches**2):
+        y, x = divmod(number, patches)
         patch = slice(edges[y], edges[y + 1]), slice(edges[x], edges[x + 1])
         covered[number][patch] = blurred[patch]
     return covered

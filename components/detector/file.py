@@ -25,6 +25,7 @@ _OPSETS = range(13, 24)
 _BLOCK = 256  # images in one call, at most
 _BLOCK_PIXELS = 2**21  # and pixels, for what the layers of a large view hold of each
 _DEEP = 8  # graphs within graphs
+_LARGE = 32 * 2**20  # bytes of a network that takes tenths of a second for a picture
 
 
 class Network:
@@ -36,6 +37,7 @@ class Network:
 
     Attributes:
         about: what the file says of itself: see `components.detector.build.finished`; empty of a bare network.
+        is_large: whether it takes tenths of a second for a picture, and not hundredths.
 
     Raises:
         StageError: it is no detector's file (see `check`), or the runtime can't run it.
@@ -47,6 +49,7 @@ class Network:
         data, name = (file, "the graph") if isinstance(file, bytes) else (_read(file), str(file))
         self.about = _about(check(data, name), name)
         data = _whole(data, self.about)
+        self.is_large = len(data) > _LARGE
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads or _threads()
@@ -110,6 +113,30 @@ def about(file: Path) -> dict[str, Any]:
     if missing := _SAID - said.keys():
         raise StageError(f"{file}: its metadata are damaged ({', '.join(sorted(missing))} missing)")
     return said
+
+
+def complete(file: Path) -> bytes:
+    """A detector's file as it can go anywhere: with the constants of an encoder that it shares with others here.
+
+    Raises:
+        StageError: it is no detector's file, or that encoder isn't here.
+    """
+    said = about(file)
+    whole = _whole(_read(file), said)
+    if "encoder" not in said:
+        return whole
+    # Of a key that stands there twice, the last value counts.
+    alone = json.dumps({key: value for key, value in said.items() if key != "encoder"})
+    pair = b"".join(_field(number, text.encode()) for number, text in ((1, KEY), (2, alone)))
+    return whole + _field(14, pair)
+
+
+def _field(number: int, value: bytes) -> bytes:
+    """A field of Protocol Buffers' wire format that has a length."""
+    size, rest = b"", len(value)
+    while rest > 127:
+        size, rest = size + bytes([rest & 127 | 128]), rest >> 7
+    return bytes([number << 3 | 2]) + size + bytes([rest]) + value
 
 
 def _whole(data: bytes, about: Mapping[str, Any]) -> bytes:

@@ -68,7 +68,10 @@ def parted(detector: bytes) -> bytes:
     from onnx import helper
 
     model = onnx.load_model_from_string(detector)
-    [name] = {one.name.partition("/")[0] for one in model.graph.initializer} & set(weights.names())
+    found = {one.name.partition("/")[0] for one in model.graph.initializer} & set(weights.names())
+    if not found:
+        return detector
+    [name] = found
     for one in [one for one in model.graph.initializer if one.name.startswith(f"{name}/")]:
         model.graph.initializer.remove(one)
     about = json.loads(next(prop.value for prop in model.metadata_props if prop.key == KEY))

@@ -1,6 +1,7 @@
 """Judge one candidate on images that it has never seen."""
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,8 @@ from components.stage import StageError, read_json, read_table
 PREDICTIONS = ["sha256", "label", "probability", "split"]
 _EXPLAINED = 8  # images on the sheet of explanations
 _BATCH = 256  # arrays that a worker makes at once
+_WORST, _OF_EACH = 6, 4  # collections that are shown, and images of each
+_FEWEST = 5  # images of a collection that is shown
 _FAMILIAR = 2000  # images that tell what is familiar, where none are degraded
 
 
@@ -69,7 +72,7 @@ def evaluate(
     equalise = read_json(arrays / "made.json")["equalise"]
     labels = (index["label"] == "ai").to_numpy()
     held, test = (index["split"] == "validation").to_numpy(), (index["split"] == "test").to_numpy()
-    files = shards.paths(data, {*index["source"], *shards.crops(index)})
+    files = shards.paths(data, {*everything["source"], *shards.crops(everything)})
 
     each = [_logits(Network(graphs[name]), shards.placed(index, view), arrays, view) for name, view in views.items()]
     unseen = left_out.read([trained / member for member in views])
@@ -113,7 +116,12 @@ def evaluate(
     _contact_sheets(index[test], labels[test], p[test], decision, files, pictures)
     pictures["explanations"] = out / "explanations.png"
     result["explanation"] = _explain(Network(detector), equalise, index[test], p[test], files, pictures["explanations"])
-    report.write(name, list(views), result, decision, settings, pictures, out / "report.html")
+    with tempfile.TemporaryDirectory() as scratch:
+        if unseen:
+            pictures["collections"] = Path(scratch, "collections.png")
+            scored = unseen.images.assign(p=decision.probabilities(unseen.joined(temperatures).logits))
+            _worst_collections(result["left_out"]["by_collection"], scored, everything, files, pictures["collections"])
+        report.write(name, list(views), result, decision, settings, pictures, out / "report.html")
     card.write(name, views, result, decision, settings, _training_data(everything, data), out / "model_card.md")
     index.assign(probability=p)[PREDICTIONS].to_parquet(out / "predictions.parquet", index=False)
     after.to_parquet(out / "degraded.parquet", index=False)
@@ -306,15 +314,40 @@ def _contact_sheets(
 ) -> None:
     from components.evaluate import plots
 
-    # How far on the wrong side of the threshold, as a share of what is possible there.
-    t = decision.threshold
-    wrongness = np.where(labels, (t - p) / max(t, 1e-9), (p - t) / max(1 - t, 1e-9))
+    wrongness = _wrongness(labels, p, decision.threshold)
     worst = rows.index[np.argsort(-wrongness)[: min(24, int((wrongness > 0).sum()))]]
     some = rows.groupby("label").sample(12, random_state=0, replace=True).index.unique()
     score = pd.Series(p, rows.index)
     for chosen, path in ((worst, pictures["mistakes"]), (some, pictures["examples"])):
         loaded = _images(rows.loc[chosen], files)
         plots.examples([(loaded[r], str(rows.loc[r, "label"]), float(score[r])) for r in chosen], path)
+
+
+def _worst_collections(
+    by_collection: list[dict[str, Any]],
+    scored: pd.DataFrame,
+    index: pd.DataFrame,
+    files: dict[str, Path],
+    path: Path,
+) -> None:
+    """Of the collections that it is worst at when it never saw them, the surest wrong answers."""
+    from components.evaluate import plots
+
+    worst = sorted((row for row in by_collection if row["n"] >= _FEWEST), key=lambda row: row["right"])[:_WORST]
+    chosen = []
+    for row in worst:
+        of_row = scored[(scored["collection"] == row["collection"]) & (scored["label"] == row["label"])]
+        wrongness = _wrongness((of_row["label"] == "ai").to_numpy(), of_row["p"].to_numpy(), 0.5)
+        chosen.append(of_row.iloc[np.argsort(-wrongness)[:_OF_EACH]])
+    shown = pd.concat(chosen).merge(index.drop_duplicates("sha256")[["sha256", "shard", "row"]], on="sha256")
+    loaded = _images(shown, files)
+    rows = [(loaded[row], str(shown.loc[row, "label"]), float(shown.loc[row, "p"])) for row in shown.index]
+    plots.examples(rows, path, list(shown["collection"]))
+
+
+def _wrongness(labels: np.ndarray, p: np.ndarray, threshold: float) -> np.ndarray:
+    """How far on the wrong side of the threshold, as a share of what is possible there."""
+    return np.where(labels, (threshold - p) / max(threshold, 1e-9), (p - threshold) / max(1 - threshold, 1e-9))
 
 
 def _explain(

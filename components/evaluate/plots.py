@@ -1,6 +1,8 @@
 """The pictures of an evaluation."""
 
 import io
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,17 +137,18 @@ def robustness(scores: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def examples(rows: list[tuple[Image.Image, str, float]], path: Path) -> None:
-    """A contact sheet: images with their label and their score."""
+def examples(rows: list[tuple[Image.Image, str, float]], path: Path, of: Sequence[str] = ()) -> None:
+    """A contact sheet: images with their label and their score, and under these what each is one of."""
     columns = 8
     lines = max(1, -(-len(rows) // columns))
     figure, axes = plt.subplots(lines, columns, figsize=(10, 1.5 * lines), layout="constrained", squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, (image, label, p) in zip(axes.flat, rows, strict=False):
+    for axis, (image, label, p), name in zip(axes.flat, rows, of or [""] * len(rows), strict=False):
         image.thumbnail((128, 128))
         axis.imshow(image)
-        axis.set_title(f"is {label}, scored {p:.2f}", color=_AI if label == "ai" else _REAL, size=8)
+        title = f"is {label}, scored {p:.2f}" + (f"\n{textwrap.shorten(name, 26, placeholder='…')}" if name else "")
+        axis.set_title(title, color=_AI if label == "ai" else _REAL, size=8)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

@@ -58,7 +58,7 @@ def write(
         "<p><b>The other figures hold for images like the ones that it was trained on.</b> On other generators and "
         "other cameras a detector is worse, often much worse. <code>trueframe generalise</code> measures by how "
         "much.</p>",
-        *_collections(metrics),
+        *_collections(metrics, pictures),
         "<h2>Scores</h2>",
         page.table(
             ["", "value", "95 % interval", "what it is"],
@@ -94,7 +94,7 @@ def unseen(metrics: dict[str, Any]) -> str:
     )
 
 
-def _collections(metrics: dict[str, Any]) -> Iterable[str]:
+def _collections(metrics: dict[str, Any], pictures: dict[str, Path]) -> Iterable[str]:
     found = metrics.get("left_out")
     if not found:
         return
@@ -112,6 +112,7 @@ def _collections(metrics: dict[str, Any]) -> Iterable[str]:
             for row in worst
         ],
     )
+    yield _picture(pictures["collections"], "of the worst collections the surest wrong answers")
 
 
 def _findings(metrics: dict[str, Any]) -> Iterable[str]:

@@ -513,7 +513,7 @@ class _Reference(_Champion):
         """The one whose sizes hold the most test images of a candidate; null where none holds any."""
         predictions, index = _tested(name, inputs)
         sources = [s for s in index.loc[predictions["sha256"], "source"].unique() if shards.exist(inputs.data / s)]
-        references = beside()
+        references = beside(fast=True)
         if not (sources and references):
             return None
         stored = shards.manifest(shards.paths(inputs.data, sources)).drop_duplicates("sha256").set_index("sha256")

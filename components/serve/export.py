@@ -21,7 +21,7 @@ import components
 from components import images, integrity, networks, stage
 from components.detector import build
 from components.detector.familiarity import Familiarity
-from components.detector.file import Network
+from components.detector.file import Network, complete
 from components.detector.wording import words
 from components.serve import reference
 from components.serve.files import Files
@@ -96,7 +96,7 @@ def _models(detectors: Sequence[Files], version: str, form: Literal["onnx", "lit
     for number, files in enumerate(sorted(detectors, key=lambda one: one.fitted["scope"]["min_side"])):
         name = f"detector{number or ''}.{'onnx' if form == 'onnx' else 'tflite'}"
         if form == "onnx":
-            shutil.copyfile(files.detector, folder / name)
+            (folder / name).write_bytes(complete(files.detector))
         else:
             _litert(Together.load(files), folder / name)
         shutil.copy(files.card, folder / f"model_card{number or ''}.md")
@@ -261,7 +261,7 @@ def _space(detectors: Sequence[Files], version: str, folder: Path) -> None:
         name = files.card.parent.name if reference.title(version) else f"detector{number or ''}"
         target = Files.kept(folder / "models" / name)
         target.card.parent.mkdir(parents=True)
-        shutil.copyfile(files.detector, target.detector)
+        target.detector.write_bytes(complete(files.detector))
         shutil.copyfile(files.card, target.card)
         integrity.write(target.card.parent)
     stage.replace(folder / "models" / "version", lambda partial: partial.write_text(f"{version}\n"))

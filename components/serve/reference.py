@@ -4,6 +4,7 @@
 """
 
 import argparse
+import math
 import shutil
 from collections.abc import Mapping
 from functools import cached_property
@@ -31,6 +32,9 @@ class Reference:
 
     Raises:
         StageError: a file is another than in that list.
+
+    Attributes:
+        is_fast: whether it has no large encoder, which takes tenths of a second for a picture.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,6 +42,7 @@ class Reference:
         self.files = Files.kept(folder)
         self.version = f"{VERSION}-{folder.name}"
         self.scope = self.files.scope
+        self.is_fast = "encoder" not in self.files.fitted
 
     @cached_property
     def detector(self) -> Detector:
@@ -53,8 +58,8 @@ class Reference:
         return self.detector.score(files, explain=explain, threshold=threshold)
 
 
-def references(folder: Path = FOLDER) -> list[Reference]:
-    """All that are here, those for smaller pictures first.
+def references(folder: Path = FOLDER, *, fast: bool = False) -> list[Reference]:
+    """All that are here, or the fast ones: those for smaller pictures first, and of two for the same the better one.
 
     Raises:
         StageError: there is none, or a file is another than in the list beside it.
@@ -62,16 +67,17 @@ def references(folder: Path = FOLDER) -> list[Reference]:
     found = [Reference(path.parent) for path in sorted(folder.glob(f"*/{DETECTOR}"))]
     if not found:
         raise StageError(f"{folder}: no reference detector is here; `trueframe run` trains one of your own")
-    return sorted(found, key=lambda one: one.scope.min_side)
+    kept = [one for one in found if one.is_fast or not fast]
+    return sorted(kept, key=lambda one: (one.scope.max_side or math.inf, one.is_fast, one.scope.min_side))
 
 
-def beside(folder: Path = FOLDER) -> list[Reference]:
-    """Those that answer beside a champion; none where none is here.
+def beside(folder: Path = FOLDER, *, fast: bool = False) -> list[Reference]:
+    """Those that answer beside a champion, or the fast ones of them; none where none is here.
 
     Raises:
         StageError: a file is another than in the list beside it.
     """
-    return references(folder) if any(folder.glob(f"*/{DETECTOR}")) else []
+    return references(folder, fast=fast) if any(folder.glob(f"*/{DETECTOR}")) else []
 
 
 def title(version: str) -> str | None:
@@ -85,6 +91,8 @@ def title(version: str) -> str | None:
 def keep(judged: Path, folder: Path) -> None:
     """Copy an evaluated candidate, its weights rounded to 11 significant bits, which compress to about half their size.
 
+    The weights of an encoder that comes with the project stay with that.
+
     Args:
         judged: folder that evaluate wrote.
         folder: to write.
@@ -93,6 +101,8 @@ def keep(judged: Path, folder: Path) -> None:
         StageError: the candidate isn't evaluated.
     """
     import onnx
+
+    from components.detector import shared
 
     kept, source = Files.kept(folder), Files.kept(judged)
     missing = next((path for path in (source.detector, source.card) if not path.exists()), None)
@@ -103,7 +113,7 @@ def keep(judged: Path, folder: Path) -> None:
     model = onnx.load(source.detector)
     for tensor in model.graph.initializer:
         tensor.CopyFrom(onnx.numpy_helper.from_array(_rounded(onnx.numpy_helper.to_array(tensor)), tensor.name))
-    kept.detector.write_bytes(model.SerializeToString())
+    kept.detector.write_bytes(shared.parted(model.SerializeToString()))
     integrity.write(folder)
 
 

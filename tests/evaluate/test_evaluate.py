@@ -1,6 +1,8 @@
 """The judge at work on real, tiny candidates: what it writes, and that serving says the same."""
 
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,10 @@ import detectors
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from components import images, networks, robustness, shards
-from components.detector import file
+from components.detector import file, wording
 from components.evaluate import evaluate
 from components.evaluate.decision import Scored, calibrate
 from components.ingest import ingest
@@ -201,3 +204,62 @@ def test_without_degraded_images_the_grid_is_left_out(root: Path, tmp_path: Path
     assert pd.read_parquet(tmp_path / "degraded.parquet").empty
     assert "After a re-save" not in (tmp_path / "report.html").read_text()
     assert "degraded" not in (tmp_path / "model_card.md").read_text()
+
+
+def test_collections_that_were_left_out_decide_and_are_shown(root: Path, tmp_path: Path) -> None:
+    """Scores of two members on 40 images; the collection `hard` is mostly wrong."""
+    plain = SETTINGS.model_copy(update={"robustness_images": 0, "degraded_images": 0})
+    index = pd.read_parquet(root / "index.parquet").head(40)
+    rng = np.random.default_rng(0)
+    hard = np.arange(40) < 12
+    side = np.where((index["label"] == "ai") ^ hard, 2, -2)
+    models = tmp_path / "models"
+    shutil.copytree(root / "models", models)
+    for name in VIEWS:
+        logit = (side + rng.normal(0, 0.5, 40)).astype(np.float32)
+        rows = index[["sha256", "label"]].assign(collection=np.where(hard, "hard", "easy"), fold=0, logit=logit)
+        rows.to_parquet(models / name / "left_out.parquet")
+    out = tmp_path / "out"
+    metrics = evaluate("both", VIEWS, plain, models, root / "index.parquet", root / "arrays", root / "data", out)
+    found = metrics["left_out"]
+    assert found["n"] == 40 and found["accuracy"] == pytest.approx(28 / 40)
+    worst = min(found["by_collection"], key=lambda row: row["right"])
+    assert worst["collection"] == "hard" and worst["right"] == 0
+    about = file.about(out / "detector.onnx")
+    assert about["left_out"]["verdicts"] == found["verdicts"]
+    report, card = (out / "report.html").read_text(), (out / "model_card.md").read_text()
+    said = wording.sentence(about)
+    assert said in report and said in card
+    assert "of the worst collections the surest wrong answers" in report
+    assert not (out / "collections.png").exists()  # DVC would have to know of it
+
+
+def test_views_of_crops_are_judged_on_the_crops(root: Path, tmp_path: Path) -> None:
+    """With the pictures of another row in place of its crops, each image gets that one's answer."""
+    index = pd.read_parquet(root / "index.parquet")
+    other = index[["shard", "row"]].to_numpy()[::-1]
+    crossed = index.assign(crop_shard=other[:, 0], crop_row=other[:, 1].astype(int))
+    crossed.to_parquet(tmp_path / "index.parquet")
+    where = (root / "models", tmp_path / "index.parquet", root / "arrays", root / "data")
+    few = SETTINGS.model_copy(update={"robustness_images": 4, "degraded_images": 0})
+    for name, is_moved in (("crops", True), ("whole", False)):
+        evaluate(name, {name: VIEWS[name]}, few, *where, tmp_path / name)
+        detector = Detector(tmp_path / name / "detector.onnx", "1")
+        scored = pd.read_parquet(tmp_path / name / "predictions.parquet").set_index("sha256")["probability"]
+        degraded = pd.read_parquet(tmp_path / name / "degraded.parquet").set_index("sha256")
+        asked = crossed[crossed["sha256"].isin(degraded.index)].reset_index(drop=True)
+        seen = shards.placed(asked, VIEWS[name])
+        assert is_moved == (seen["row"] != asked["row"]).any()
+        entry = robustness.GRID[1]
+        for place, data in shards.load(shards.paths(root / "data", ["sample"]), seen):
+            sha = asked.loc[place, "sha256"]
+            degraded_file = bmp(entry(images.decode(data)))
+            plain, worse = detector.score([data, degraded_file])
+            assert plain["probability"] == pytest.approx(scored[sha], abs=1e-4)
+            assert worse["probability"] == pytest.approx(degraded.loc[sha, str(entry)], abs=1e-4)
+
+
+def bmp(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "BMP")
+    return file.getvalue()
