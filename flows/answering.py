@@ -51,18 +51,19 @@ def name(number: str) -> str:
 
 
 @contextlib.contextmanager
-def found(number: str, *, networks: bool = False) -> Iterator[list[Files]]:
+def found(number: str, *, networks: bool = False, fast: bool = False) -> Iterator[list[Files]]:
     """A version's files, for a while; of the reference one for each range of sizes.
 
     Args:
         number: of the version.
         networks: whether its Keras networks are wanted too, where its run keeps them.
+        fast: whether of the reference detectors the fast ones are enough.
 
     Raises:
         StageError: there is no such version, or its files are gone or others than those that were registered.
     """
     if reference.title(number):
-        yield [one.files for one in references(number)]
+        yield [one.files for one in references(number, fast=fast)]
         return
     with tempfile.TemporaryDirectory(prefix="trueframe-") as folder:
         model = load().register_.model

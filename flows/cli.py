@@ -358,7 +358,7 @@ def export(
 
     number = answering.version(version)
     target = _from_start(folder)
-    with answering.found(number, networks=format_ == "litert") as files:
+    with answering.found(number, networks=format_ == "litert", fast=format_ == "browser") as files:
         written = exports.export(files, number, format_, target)
     size = sum(path.stat().st_size for path in written) / 2**20
     print(f"{target}: {answering.name(number)}, {len(written)} files, {size:.1f} MiB")

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from components import networks, weights
-from components.detector import build, compile, shared
+from components.detector import build, compile, file, shared
 from components.detector.build import Member
 from components.detector.familiarity import Familiarity
 from components.detector.file import Network
@@ -61,6 +61,24 @@ def test_without_them_it_finds_them_beside_it(detector: bytes, tmp_path: Path, m
     monkeypatch.setattr(weights, "PLACE", tmp_path)
     with pytest.raises(StageError, match=r"clip-vit-base-patch16\.onnx: the encoder can't be read"):
         Network(small)
+
+
+def test_made_complete_it_goes_anywhere(detector: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "detector.onnx").write_bytes(shared.parted(detector))
+    whole = file.complete(tmp_path / "detector.onnx")
+    onnx.checker.check_model(onnx.load_model_from_string(whole))
+    monkeypatch.setattr(weights, "PLACE", tmp_path)
+    network = Network(whole)
+    assert "encoder" not in network.about and network.about["members"]
+    np.testing.assert_array_equal(answers(network), answers(Network(detector)))
+
+
+def test_members_widen_the_encoders_numbers_once(graph: bytes, detector: bytes) -> None:
+    def casts(model: bytes) -> int:
+        nodes = onnx.load_model_from_string(model).graph.node
+        return sum(n.op_type == "Cast" and n.input[0].startswith(f"{NAME}/") for n in nodes)
+
+    assert casts(detector) == casts(graph) > 0
 
 
 def test_another_encoder_is_refused(detector: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
