@@ -338,8 +338,8 @@ class Serve(Section):
     answer_s: float = Field(60, ge=1, description="s in which it is answered")
     poll_s: float = Field(5, gt=0, description="s between two looks at the registry for a new champion")
     workers: int = Field(1, ge=1, description="processes that answer, each with the champion in memory")
-    references: bool = Field(
-        True, description="whether the reference detectors answer what the champion was not judged on"
+    references: Literal["fast"] | bool = Field(
+        True, description="whether the reference detectors, or the fast ones, answer what the champion wasn't judged on"
     )
 
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from components.params import Monitor, Serve
 from components.stage import StageError
@@ -55,7 +55,7 @@ def main() -> None:
 
             folder, version = pickle.load(sys.stdin.buffer)
             try:
-                score = _loaded(Files.logged(Path(folder)).load(version), together=orders.settings.references)
+                score = _loaded(Files.logged(Path(folder)).load(version), references=orders.settings.references)
             except Exception as error:
                 kind = "" if isinstance(error, StageError) else f"{type(error).__name__}: "
                 out.write(" ".join(f"{kind}{error}".split())[:300] + "\n")
@@ -66,7 +66,7 @@ def main() -> None:
     os._exit(0)  # a thread that hangs in a decoder is not waited for
 
 
-def _loaded(champion: Any, *, together: bool) -> Callable[..., Any]:
+def _loaded(champion: Any, *, references: Literal["fast"] | bool) -> Callable[..., Any]:
     """What judges, after it has judged a picture."""
     from PIL import Image
 
@@ -78,7 +78,8 @@ def _loaded(champion: Any, *, together: bool) -> Callable[..., Any]:
     [row] = champion.score([picture.getvalue()])
     if row["error"]:
         raise ValueError(f"it answers {row}")
-    return Cascade([champion, *reference.beside()]).score if together else champion.score
+    beside = reference.beside(fast=references == "fast") if references else []
+    return Cascade([champion, *beside]).score if beside else champion.score
 
 
 async def _serve(orders: Orders, score: Callable[..., Any], version: str, say: Callable[[str], Any]) -> None:

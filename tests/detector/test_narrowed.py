@@ -43,9 +43,9 @@ def answers(network: Network) -> np.ndarray:
 
 def test_a_file_has_the_encoders_numbers_once(graph: bytes, detector: bytes) -> None:
     there = encoders.constants(NAME)
-    for file in (graph, detector):
-        assert len(file) < 100e6
-        held = {one.name: one for one in onnx.load_model_from_string(file).graph.initializer}
+    for data in (graph, detector):
+        assert len(data) < 100e6
+        held = {one.name: one for one in onnx.load_model_from_string(data).graph.initializer}
         kept = [name for name, value in there.items() if value.dtype == np.int8]
         # The blocks after the last token are those that nothing needs; here the end is one.
         assert {name for name in held if name.startswith(f"{NAME}/")} == {

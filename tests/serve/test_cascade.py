@@ -13,6 +13,7 @@ from PIL import Image
 from components import images, integrity
 from components.detector.familiarity import Familiarity
 from components.detector.file import Network
+from components.serve import worker
 from components.serve.cascade import Cascade
 from components.serve.detector import UNFAMILIAR
 from components.serve.files import Files
@@ -22,10 +23,13 @@ ALL, NONE = detectors.known(16), detectors.known(16, 1e-9)
 OWN, SMALL, PHOTO = (32, 128), (16, 64), (80, None)
 
 
-def made(folder: Path, seed: int, scope: tuple[int, int | None], familiar: Familiarity = ALL) -> Files:
+def made(
+    folder: Path, seed: int, scope: tuple[int, int | None], familiar: Familiarity = ALL, encoder: Any = None
+) -> Files:
     """An untrained detector, each with another threshold."""
     sides = dict(zip(("min_side", "max_side"), scope, strict=True))
-    cut = dict.fromkeys(("threshold", "low", "high"), 0.1 * seed)
+    cut: dict[str, Any] = dict.fromkeys(("threshold", "low", "high"), 0.1 * seed)
+    cut |= {"encoder": encoder} if encoder else {}
     files = detectors.write(folder, detectors.member(detectors.cnn(seed=seed)), familiar=familiar, scope=sides, **cut)
     integrity.write(folder)
     return files
@@ -147,3 +151,23 @@ def test_a_champion_answers_where_no_reference_detector_is(tmp_path: Path) -> No
     assert beside(tmp_path) == []
     together = Cascade([made(tmp_path / "own", 1, OWN).load("7")])
     assert [bool(row["warnings"]) for row in together.score([picture(64), picture(300)])] == [False, True]
+
+
+def test_of_two_for_the_same_pictures_the_better_one_is_asked_unless_fast_ones_are_wanted(tmp_path: Path) -> None:
+    for number, (name, scope) in enumerate({"photo": PHOTO, "small": SMALL, "wild": (100, None)}.items()):
+        made(tmp_path / name, number, scope, encoder={"name": "clip", "sha256": ""} if name == "wild" else None)
+    assert [one.version for one in references(tmp_path)] == ["reference-small", "reference-wild", "reference-photo"]
+    assert [one.version for one in beside(tmp_path, fast=True)] == ["reference-small", "reference-photo"]
+
+
+def test_a_worker_asks_as_the_settings_say(tmp_path: Path) -> None:
+    champion = made(tmp_path, 1, OWN).load("7")
+
+    def asked(references: Any) -> list[str]:
+        who = worker._loaded(champion, references=references).__self__  # type: ignore[attr-defined]
+        return [one.version for one in getattr(who, "detectors", [who])]
+
+    everyone = [one.version for one in beside()]
+    assert asked(True) == ["7", *everyone] and "reference-small" in everyone
+    assert asked("fast") == ["7", *(one.version for one in beside(fast=True))]
+    assert asked(False) == ["7"]
