@@ -315,7 +315,10 @@ class Register(Section):
     """What a version must reach."""
 
     model: str = "trueframe"
-    metric: Metric = "balanced_accuracy"
+    metric: Literal[Metric, "generalisation"] = Field(
+        "balanced_accuracy",
+        description="by which candidates are compared; generalisation: balanced accuracy on left-out collections",
+    )
     min_scores: dict[Metric, Share] = {"balanced_accuracy": 0.55}
     min_gain: float = Field(0.0, ge=0, description="by how much a candidate must beat the champion")
     policy: Literal["manual", "automatic"] = Field(

@@ -43,6 +43,7 @@ _IDENTITY = "detector_sha256"
 _DECISION = "gate"
 _AGAINST = "gate_against"
 _RULES = "gate_rules"
+_GENERALISATION = "generalisation"
 _SIZE = "network_bytes"
 _ROUNDS = 15  # of one image through both detectors
 _AT_ONCE = 8  # degraded pictures held in memory
@@ -88,6 +89,8 @@ def register(names: list[str], settings: Register, inputs: Inputs, out: Path) ->
         StageError: a candidate isn't evaluated yet, or MLflow can't be reached.
     """
     scores = {name: _read(inputs.evaluations / name / "metrics.json") for name in names}
+    for judged in scores.values():
+        judged[_GENERALISATION] = (judged.get("left_out") or {}).get("balanced_accuracy")
     winner, reasons = gate.best(scores, settings.metric, settings.min_scores)
     decision, version, rules = "rejected", None, []
     registry = Registry(settings.model)
@@ -241,7 +244,11 @@ def _create(registry: Registry, name: str, scores: dict[str, Any], identity: str
         "candidate": name,
         "run_id": run.info.run_id,
         "threshold": repr(own.fitted["threshold"]),
-        **{k: f"{scores[k]:.4f}" for k in ("balanced_accuracy", "accuracy", "auroc") if scores[k] is not None},
+        **{
+            k: f"{scores[k]:.4f}"
+            for k in ("balanced_accuracy", "accuracy", "auroc", _GENERALISATION)
+            if scores[k] is not None
+        },
         "test_images": str(scores["n"]),
         _SIZE: str(own.detector.stat().st_size),
         **tracking.lineage(inputs.params),
@@ -319,6 +326,10 @@ def _decide(
     return "challenger", rules, f"{why}. `trueframe promote {version.number}{force}` makes it the champion"
 
 
+def _number(tag: str | None) -> float | None:
+    return None if tag is None else float(tag)
+
+
 def _shown(value: float | None) -> str:
     return "(undefined)" if value is None else f"{value:.4f}"
 
@@ -350,6 +361,7 @@ def _compared(
             proof["champion"].to_numpy(),
             other.name,
             other.uncosted,
+            other.generalisation,
         ),
         gate.Judged(
             float(version.tags["threshold"]),
@@ -358,6 +370,7 @@ def _compared(
             int(version.tags[_SIZE]),
             seconds[1],
             proof["probability"].to_numpy(),
+            generalisation=_number(version.tags.get(_GENERALISATION)),
         ),
         gate.Images(
             labels,
@@ -391,6 +404,7 @@ class _Champion:
         caveat: of a comparison with it.
         threshold: at or above it the answer is `ai`.
         size: of its networks, in bytes; null where it isn't recorded.
+        generalisation: its balanced accuracy on left-out collections; null where that wasn't measured.
         uncosted: why its size and latency set no limit; empty where they do.
     """
 
@@ -401,6 +415,7 @@ class _Champion:
         self.version, self.title = version.number, f"version {version.number}"
         self.threshold = float(version.tags.get("threshold", 0.5))
         self.size = int(version.tags[_SIZE]) if _SIZE in version.tags else None
+        self.generalisation = _number(version.tags.get(_GENERALISATION))
 
     @cached_property
     def detector(self) -> Any:
@@ -507,6 +522,7 @@ class _Reference(_Champion):
         self.title = self.name = str(title(reference.version))
         self.threshold = float(reference.files.fitted["threshold"])
         self.size = None
+        self.generalisation = (reference.files.fitted.get("left_out") or {}).get("balanced_accuracy")
 
     @classmethod
     def chosen(cls, name: str, inputs: Inputs) -> "_Reference | None":
@@ -530,7 +546,8 @@ class _Reference(_Champion):
         """It isn't good enough for a version itself: who calls all images real is right about all real ones."""
         found = metrics.weighted(labels, probabilities, self.threshold, np.ones((1, len(labels))))
         scores = {name: float(values[0]) for name, values in found.items()}
-        good, reasons = gate.best({self.name: scores}, settings.metric, Register().min_scores | settings.min_scores)
+        metric = settings.metric if settings.metric in scores else Register().metric
+        good, reasons = gate.best({self.name: scores}, metric, Register().min_scores | settings.min_scores)
         return "" if good else reasons[0]
 
     def scores(self, wanted: pd.Series, index: pd.DataFrame, data: Path) -> pd.Series:

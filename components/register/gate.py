@@ -43,10 +43,10 @@ def best(
             good.append(name)
     if not good:
         return None, reasons
-    winner = max(good, key=lambda name: (candidates[name][metric], name))
+    winner = max(good, key=lambda name: (candidates[name][metric] or 0, name))
     for name in good:
         what = "best candidate" if name == winner else "not the best"
-        reasons.append(f"{name}: {what}, {metric} {candidates[name][metric]:.4f}")
+        reasons.append(f"{name}: {what}, {metric} {_shown(candidates[name][metric])}")
     return winner, reasons
 
 
@@ -68,6 +68,7 @@ class Judged:
         regression: float, shape (q,): P(ai) of the reported mistakes that are proof.
         name: as it stands in a sentence.
         uncosted: why its size and latency set no limit; empty where they do.
+        generalisation: its balanced accuracy on collections that it never saw; null where that wasn't measured.
     """
 
     threshold: float
@@ -78,6 +79,7 @@ class Judged:
     regression: np.ndarray = field(default_factory=lambda: np.empty(0))
     name: str = "the champion"
     uncosted: str = ""
+    generalisation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,6 @@ def compare(champion: Judged, candidate: Judged, images: Images, settings: Regis
     n, m = len(images.labels), len(images.degraded)
     right = [(one.probabilities >= one.threshold) == images.labels for one in both]
     after = [(one.degraded >= one.threshold) == images.degraded[:, None] for one in both]
-    gain = metric(settings.metric)
     of_degradation = _worst_degradation(after[0], images.degraded), _worst_degradation(after[1], images.degraded)
     of_source = _worst_source(right[0], images), _worst_source(right[1], images)
     of_real = _real(right[0], images), _real(right[1], images)
@@ -170,8 +171,13 @@ def compare(champion: Judged, candidate: Judged, images: Images, settings: Regis
         worst = [images.degradations[int(np.argmin(_by_column(a, images.degraded)))] for a in after]
         named = f"{m:,} images; {champion.name}'s worst is {worst[0]}, the candidate's {worst[1]}"
     asked = f"{n:,} images" if n else f"{champion.name}'s answers are not on record"
+    gain = (
+        _generalisation(champion, candidate, settings)
+        if settings.metric == "generalisation"
+        else difference(settings.metric.replace("_", " "), metric(settings.metric), n, settings.min_gain, 1, asked)
+    )
     return [
-        difference(settings.metric.replace("_", " "), gain, n, settings.min_gain, 1, asked),
+        gain,
         difference("worst degradation", of_degradation, m, -gate.degraded, 1, named),
         difference("worst source", of_source, n, -gate.source, 1, ""),
         difference("real accuracy", of_real, n, -gate.real_accuracy, 1, ""),
@@ -291,6 +297,17 @@ def _regression(champion: Judged, candidate: Judged, images: Images, gate: Gate)
         named = ", ".join(images.reported[at][:12] for at in lost[:_NAMED])
         why += f"; wrong again: {named}{', …' if len(lost) > _NAMED else ''}"
     return Rule(name, 1.0, 1 - share, 0.0 - share, None, limit, "fail" if share > gate.regression else "pass", why)
+
+
+def _generalisation(champion: Judged, candidate: Judged, settings: Register) -> Rule:
+    """The two are of other images where data came between, so that no interval can be given."""
+    name, limit = "generalisation", settings.min_gain
+    before, now = champion.generalisation, candidate.generalisation
+    if before is None or now is None:
+        who = champion.name if before is None else "the candidate"
+        return without(name, limit, f"{who} was never judged on collections that it hadn't seen")
+    why = "left-out collections, each as it was evaluated"
+    return Rule(name, before, now, now - before, None, limit, "pass" if now - before > limit else "fail", why)
 
 
 def _size(champion: Judged, candidate: Judged, gate: Gate) -> Rule:

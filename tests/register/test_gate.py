@@ -173,3 +173,17 @@ def test_the_gate_takes_the_best_of_those_that_pass() -> None:
     assert winner == "sound"
     assert any(r.startswith("sharp: auroc 0.6000 is below 0.75") for r in reasons)
     assert any(r.startswith("unknown:") for r in reasons)
+
+
+def test_by_what_it_says_of_collections_that_it_never_saw() -> None:
+    settings = Register(metric="generalisation", min_gain=0.01, gate=Gate(bootstrap=300))
+    for before, now, verdict in ((0.7, 0.72, "pass"), (0.7, 0.705, "fail"), (None, 0.9, "not comparable")):
+        champion, candidate = (replace(BASE, generalisation=value) for value in (before, now))
+        found = list(rules(champion, candidate, settings).values())
+        assert found[0].rule == "generalisation" and found[0].verdict == verdict
+        assert gate.passes(found) == (verdict == "pass" and not {"unclear", "fail"} & {r.verdict for r in found})
+    assert found[0].why == "the champion was never judged on collections that it hadn't seen"
+    scores = {
+        name: {"balanced_accuracy": 0.9, "generalisation": at} for name, at in (("a", 0.7), ("b", 0.8), ("c", None))
+    }
+    assert gate.best(scores, "generalisation", {"balanced_accuracy": 0.6})[0] == "b"
