@@ -23,7 +23,12 @@ _CHUNK = 4_000_000  # weights held at once
 
 
 def summarise(
-    labels: np.ndarray, probabilities: np.ndarray, threshold: float, resamples: int, seed: int
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    threshold: float,
+    resamples: int,
+    seed: int,
+    weights: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """All metrics of a set of images.
 
@@ -33,14 +38,16 @@ def summarise(
         threshold: at or above it the answer is `ai`.
         resamples: of the bootstrap (Efron & Tibshirani 1993).
         seed: of the bootstrap.
+        weights: float, shape (n,): how much each image counts; alike without them.
 
     Returns:
         `NAMES` to values, `intervals` (the same names to the 2.5 % and 97.5 % percentiles, less the bias of
         resampling) and `n`. A value is null where the images don't define it, such as the AUROC of one class alone.
     """
     n = len(labels)
-    values = weighted(labels, probabilities, threshold, np.ones((1, n)))
-    parts = [weighted(labels, probabilities, threshold, weights) for weights in resampled(n, resamples, seed)]
+    counts = np.ones(n) if weights is None else weights
+    values = weighted(labels, probabilities, threshold, counts[None])
+    parts = [weighted(labels, probabilities, threshold, counts * times) for times in resampled(n, resamples, seed)]
     result: dict[str, Any] = {}
     intervals: dict[str, list[float] | None] = {}
     for name in NAMES:

@@ -88,8 +88,7 @@ def evaluate(
 
     decision, familiar = _decide(index, logits, labels, held, settings, degraded)
     if unseen:
-        judged = unseen.joined(temperatures)
-        decision = decisions.fit(judged, judged, Scored(np.empty(0), np.empty(0, bool)), settings)
+        decision = unseen.fitted(temperatures, settings)
     p = decision.probabilities(logits)
     result = _judge(index[test], labels[test], p[test], decision, settings)
     result["n_validation"], result["n_left_out"] = int(held.sum()), int(everything["split"].isna().sum())
@@ -119,7 +118,7 @@ def evaluate(
     with tempfile.TemporaryDirectory() as scratch:
         if unseen:
             pictures["collections"] = Path(scratch, "collections.png")
-            scored = unseen.images.assign(p=decision.probabilities(unseen.joined(temperatures).logits))
+            scored = unseen.images.assign(p=decision.probabilities(unseen.joined(temperatures)))
             _worst_collections(result["left_out"]["by_collection"], scored, everything, files, pictures["collections"])
         report.write(name, list(views), result, decision, settings, pictures, out / "report.html")
     card.write(name, views, result, decision, settings, _training_data(everything, data), out / "model_card.md")

@@ -64,7 +64,8 @@ def logits(
         say: tells how far it is.
 
     Returns:
-        `sha256`, `label`, `collection`, `fold` and `logit` of each image; null where there are too few collections.
+        `sha256`, `label`, `collection`, `weight` (see `weights`), `fold` and `logit` of each image; null where there
+        are too few collections.
     """
     import keras
 
@@ -88,4 +89,4 @@ def logits(
             learner.fit(batches, shuffle=False, verbose=0)
         found[inside] = fresh.predict(PixelBatches(rows, 512, inside), verbose=0)[:, 0]
         say(f"without fold {fold + 1} of {place.max() + 1}: {len(inside):,} images of collections it never saw")
-    return index[["sha256", "label", "collection"]].assign(fold=place, logit=found)
+    return index[["sha256", "label", "collection"]].assign(weight=weights(index), fold=place, logit=found)

@@ -217,7 +217,9 @@ def test_collections_that_were_left_out_decide_and_are_shown(root: Path, tmp_pat
     shutil.copytree(root / "models", models)
     for name in VIEWS:
         logit = (side + rng.normal(0, 0.5, 40)).astype(np.float32)
-        rows = index[["sha256", "label"]].assign(collection=np.where(hard, "hard", "easy"), fold=0, logit=logit)
+        rows = index[["sha256", "label"]].assign(
+            collection=np.where(hard, "hard", "easy"), fold=0, weight=1 / 40, logit=logit
+        )
         rows.to_parquet(models / name / "left_out.parquet")
     out = tmp_path / "out"
     metrics = evaluate("both", VIEWS, plain, models, root / "index.parquet", root / "arrays", root / "data", out)
