@@ -72,7 +72,7 @@ def sources() -> None:
     for name in [*known, *(n for n in dict.fromkeys([*here.index, *used]) if n not in known)]:
         entry = known.get(name, catalogue.Entry(title="your own"))
         counts = [f"{here.loc[name].get(label, 0):,}" if name in here.index else "–" for label in ("ai", "real")]
-        where = (used[name].from_ if name in used else None) or entry.location or ""
+        where = (used[name].from_ if name in used else None) or entry.location or entry.page or ""
         table.add_row(name, entry.title, *counts, "yes" if name in used else "", where, entry.licence)
     console.print(table)
 

@@ -93,7 +93,10 @@ def ingest(name: str, source: Source, settings: Ingest, data: Path, receipts: Pa
     if where is None:
         if shards.exist(folder):
             return Outcome(unchanged=True)
-        raise StageError(f"{folder}: source {name!r} is not here; `trueframe ingest {name} --from PATH` brings it in")
+        get = f"get it at {entry.homepage}, then " if entry.homepage else ""
+        raise StageError(
+            f"{folder}: source {name!r} is not here; {get}`trueframe ingest {name} --from PATH` brings it in"
+        )
 
     with _only_one(name, incoming):
         place = Place(name, where, entry, source, settings, incoming / "downloads")

@@ -70,6 +70,8 @@ class Entry(BaseModel):
 
     title: str = ""
     location: Annotated[str, Field(pattern=r"^(kaggle|hf|s3)://|^sample:$")] | None = None
+    page: str | None = Field(None, exclude=True)
+    """Where a person gets what has no location that can be read; not among the rules, so that it may move."""
     label: Label | None = None
     labels: dict[Label, list[Rule]] = _LABEL_RULES  # type: ignore[assignment]
     weak: list[Rule] = _WEAK
@@ -82,7 +84,7 @@ class Entry(BaseModel):
     table: Table | None = None
     columns: Columns | None = None
     files: list[str] = ["*.parquet"]
-    """Which files of a repository hold its rows."""
+    """Which files of a repository hold its rows, or which of its archives hold its images."""
     generator: str | None = None
     generator_from_folder: bool = False
     licence: str = "not stated"
@@ -93,7 +95,7 @@ class Entry(BaseModel):
         """Where a person finds it."""
         scheme, _, name = (self.location or "").partition("://")
         pages = {"kaggle": "https://www.kaggle.com/datasets/", "hf": "https://huggingface.co/datasets/"}
-        return pages[scheme] + name if scheme in pages else None
+        return pages[scheme] + name if scheme in pages else self.page
 
     def is_unlabelled(self, path: str) -> bool:
         """Whether an image without a label is known to have none."""

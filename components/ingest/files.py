@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from components import folders
 from components.folders import LeftOut, spelled
@@ -71,7 +71,7 @@ def _plain(path: Path, folder: Path) -> Path:
     return link
 
 
-def items(root: Path, entry: Entry, max_bytes: int, prefix: str = "") -> Iterator[Item | LeftOut]:
+def items(root: Path, entry: Entry, max_bytes: int, prefix: str = "", above: str = "") -> Iterator[Item | LeftOut]:
     """The images of a folder or an archive, with what the catalogue's rules make of their paths.
 
     Args:
@@ -79,6 +79,7 @@ def items(root: Path, entry: Entry, max_bytes: int, prefix: str = "") -> Iterato
         entry: the rules.
         max_bytes: of larger files only the name is given.
         prefix: stands before each path in `origin`.
+        above: where an archive lies in its source; these folders may say the split too.
 
     Raises:
         StageError: a label can't be told, or the archive is damaged.
@@ -101,7 +102,7 @@ def items(root: Path, entry: Entry, max_bytes: int, prefix: str = "") -> Iterato
                 yield LeftOut(name, "no label")
         elif labels.is_all_told:
             generator = labels.generator(name) if label == "ai" else None
-            yield Item(data, prefix + name, label, generator, entry.split_of(name))
+            yield Item(data, prefix + name, label, generator, entry.split_of(str(PurePosixPath(above, name))))
     labels.check()
 
 

@@ -36,7 +36,8 @@ def seen(place: Place) -> str:
 def parts(place: Place) -> Iterator[Part]:
     """A part for each Parquet file of the repository; without one, a part for each archive and one for loose images.
 
-    All of them are of one commit. A Parquet file or an archive is on disk only while it is read.
+    Where the catalogue names some of the archives, only those are read. All of it is of one commit. A Parquet file or
+    an archive is on disk only while it is read.
 
     Raises:
         StageError: no such repository, no access to it, nothing to read in it, or no connection; the message says
@@ -46,9 +47,12 @@ def parts(place: Place) -> Iterator[Part]:
     commit = repository.commit()
     found = {file.path: file for file in repository.files(commit)}
     own = [path for path in found if not folders.why_not(path)]
-    tables = [path for path in own if any(fnmatch.fnmatch(path, pattern) for pattern in place.entry.files)]
-    archives = [] if tables else [path for path in own if readers.is_archive(Path(path))]
-    pictures = [] if tables else [path for path in own if folders.is_named_as_image(path)]
+    named = [path for path in own if any(fnmatch.fnmatch(path, pattern) for pattern in place.entry.files)]
+    tables = [path for path in named if not readers.is_archive(Path(path))]
+    are_picked = any(readers.is_archive(Path(pattern)) for pattern in place.entry.files)
+    packed = [path for path in (named if are_picked else own) if readers.is_archive(Path(path))]
+    archives = [] if tables else packed
+    pictures = [] if tables or are_picked else [path for path in own if folders.is_named_as_image(path)]
     if not (tables or archives or pictures):
         raise StageError(
             f"{place.where}: no Parquet file, archive or image in it ({', '.join(place.entry.files)}); see "
@@ -71,7 +75,7 @@ def parts(place: Place) -> Iterator[Part]:
 
     # What it is, only its name says: nothing is fetched to see.
     others = found.keys() - {*tables, *archives, *pictures}
-    other = "no Parquet file" if tables else NOT_CALLED_ONE
+    other = "no Parquet file" if tables else "no archive of its images" if are_picked else NOT_CALLED_ONE
     yield from files.left_out([LeftOut(path, folders.why_not(path) or other) for path in sorted(others)])
     limited = place.source.max_images or place.source.per_generator
     for path in sorted(tables, key=_mixed if limited else None):
@@ -81,7 +85,7 @@ def parts(place: Place) -> Iterator[Part]:
         if covers(path) not in place.covered:
             yield part(
                 path,
-                lambda local, path=path: files.items(local, place.entry, place.max_bytes, f"{path}/"),  # type: ignore[misc]
+                lambda local, path=path: files.items(local, place.entry, place.max_bytes, f"{path}/", path),  # type: ignore[misc]
             )
     covered = tuple(covers(path) for path in sorted(pictures))
     if not place.covered.issuperset(covered):

@@ -55,11 +55,17 @@ class Labels:
         return False
 
     def generator(self, path: str) -> str | None:
-        """The generator of an image labelled `ai`: the catalogue's, or the folder above the one with the label."""
+        """The generator of an image labelled `ai`: the catalogue's, or the folder above the one with the label.
+
+        A folder between the two that says a split is passed over (`Midjourney/train/ai`).
+        """
         if not self.entry.generator_from_folder:
             return self.entry.generator
-        above = max((match.end for match in self._said(path).values()), default=0) - 2
-        return PurePosixPath(self._folder(path)).parts[above] if above >= 0 else None
+        folder = self._folder(path)
+        end = max((match.end for match in self._said(path).values()), default=0)
+        splits = {at for match in matches(self.entry.splits, folder) for at in range(match.start, match.end)}
+        above = next((at for at in range(end - 2, -1, -1) if at not in splits), None)
+        return None if above is None else PurePosixPath(folder).parts[above]
 
     def hold_together(self, file: LeftOut) -> None:
         """Look whether a link to what is read by another name says another label there."""

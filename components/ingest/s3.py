@@ -233,7 +233,7 @@ def _packed(client: Any, found: _Object, place: Place) -> Iterator[Item | LeftOu
         if path.suffix == ".parquet":
             yield from rows.items(path, found.uri, place)
         else:
-            yield from files.items(path, place.entry, place.max_bytes, f"{found.uri}/")
+            yield from files.items(path, place.entry, place.max_bytes, f"{found.uri}/", found.path)
     except StageError as error:
         raise StageError(str(error).replace(str(path), found.uri)) from None
 

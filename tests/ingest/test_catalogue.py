@@ -4,6 +4,7 @@ import io
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,118 @@ REPLICAS = {
             "test/dog/3.png": ("ai", "midjourney", "test"),
         }
     ),
+    "genimage": Replica(
+        {
+            "Midjourney/train/ai/0_midjourney_1.png": ("ai", "Midjourney", "train"),
+            "Midjourney/train/nature/n01440764_1.JPEG": ("real", None, "train"),
+            "Midjourney/val/ai/0_midjourney_2.png": ("ai", "Midjourney", "validation"),
+            "Midjourney/val/nature/ILSVRC2012_val_00000293.JPEG": ("real", None, "validation"),
+            "Stable Diffusion V1.4/train/ai/000_sdv4_00000.png": ("ai", "Stable Diffusion V1.4", "train"),
+            "Stable Diffusion V1.5/val/nature/ILSVRC2012_val_00000294.JPEG": ("real", None, "validation"),
+        }
+    ),
+    "chameleon": Replica({"0_real/0a.jpg": ("real", None, "test"), "1_fake/0b.jpg": ("ai", None, "test")}),
+    "synthbuster": Replica(
+        {
+            "synthbuster/dalle2/r000da54ft.png": ("ai", None, "test"),
+            "synthbuster/firefly/r000da54ft.png": ("ai", None, "test"),
+        },
+        others={"synthbuster/prompts.csv": b"image name,Prompt\nr000da54ft,a real photograph\n"},
+    ),
+    "diffusiondb": Replica(
+        dict.fromkeys(
+            ("images/part-000001/3bfcd9cf.png", "images/part-000002/5f47c66c.png"), ("ai", "stable-diffusion", None)
+        ),
+        others={"images/part-000001/part-000001.json": b'{"3bfcd9cf.png": {"p": "a real photograph"}}'},
+    ),
+    "journeydb": Replica(
+        {
+            "data/train/imgs/000/0a.jpg": ("ai", "midjourney", "train"),
+            "data/valid/imgs/001/0b.jpg": ("ai", "midjourney", "validation"),
+            "data/test/imgs/002/0c.jpg": ("ai", "midjourney", "test"),
+        }
+    ),
+    "danbooru2020": all_are("real", None, "512px/0000/1000.jpg", "512px/0999/2999.jpg"),
+    "rvl-cdip": Replica(
+        dict.fromkeys(("images/a/train/1-2.tif", "images/b/test/3-4.tif"), ("real", None, None)),
+        others={"labels/train.txt": b"a/train/1-2.tif 3\n"},
+    ),
 }
-"""By name; Community Forensics, which comes in Parquet files, has its own tests."""
+"""By name; those whose images come in Parquet files follow."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Parquet files by path: their rows, without the image, and what each of them is: label, generator, split."""
+
+    rows: dict[str, list[tuple[dict[str, Any], tuple[str, str | None, str | None]]]]
+    image: str = "image"
+
+
+def of_openfake(label: str, model: str) -> dict[str, Any]:
+    return {"prompt": "a fox", "label": label, "model": model, "type": "base", "release_date": "2025-05-01"}
+
+
+def of_screen(file: str, **more: Any) -> dict[str, Any]:
+    return {"file_name": file} | more
+
+
+def of_form(number: int) -> dict[str, Any]:
+    return {"id": str(number), "words": ["TO:"], "bboxes": [[1, 2, 3, 4]], "ner_tags": [3]}
+
+
+OPENFAKE = Tables(
+    {
+        "core/train-00000-of-00002.parquet": [
+            (of_openfake("fake", "flux.1-dev"), ("ai", "flux.1-dev", "train")),
+            (of_openfake("real", "real"), ("real", None, "train")),
+        ],
+        "core/validation-00000-of-00001.parquet": [
+            (of_openfake("fake", "gpt-image-1"), ("ai", "gpt-image-1", "validation"))
+        ],
+        "core/test-00000-of-00001.parquet": [(of_openfake("real", "real"), ("real", None, "test"))],
+        "reddit/test-00000-of-00005.parquet": [(of_openfake("fake", "unknown"), ("ai", "unknown", "test"))],
+    }
+)
+TABLES = {
+    "openfake": OPENFAKE,
+    "openfake-tiny": OPENFAKE,
+    "wikiart": Tables(
+        {
+            "data/train-00000-of-00072.parquet": [({"artist": 22, "genre": 4, "style": 21}, ("real", None, "train"))],
+            "data/train-00001-of-00072.parquet": [({"artist": 1, "genre": 0, "style": 1}, ("real", None, "train"))],
+        }
+    ),
+    "screenspot": Tables(
+        {
+            "data/test-00000-of-00003.parquet": [
+                (
+                    of_screen("mobile_1.png", bbox=[0.1, 0.2, 0.3, 0.4], instruction="view", data_type="icon"),
+                    ("real", None, "test"),
+                ),
+                (
+                    of_screen("pc_2.png", bbox=[0.1, 0.2, 0.3, 0.4], instruction="close", data_type="text"),
+                    ("real", None, "test"),
+                ),
+            ]
+        }
+    ),
+    "rico-screens": Tables(
+        {
+            f"data/{name}-00000-of-00001.parquet": [
+                (of_screen("54137.jpg", screenId=54137, captions=["a page"]), ("real", None, split))
+            ]
+            for name, split in (("train", "train"), ("val", "validation"), ("test", "test"))
+        }
+    ),
+    "funsd": Tables(
+        {
+            "data/train-00000-of-00001.parquet": [(of_form(0), ("real", None, "train"))],
+            "data/test-00000-of-00001.parquet": [(of_form(0), ("real", None, "test"))],
+        }
+    ),
+}
+"""By name; Community Forensics has its own tests below, and those that come in archives in `test_huggingface.py`."""
 
 
 def take_in(folder: Path, name: str, place: Path, **source: Any) -> Outcome:
@@ -133,7 +244,7 @@ def pack(path: Path, files: Files) -> Path:
 
 def test_every_data_set_is_tried_here() -> None:
     known = set(catalogue.load())
-    assert known == {*REPLICAS, "sample", "community-forensics", "community-forensics-small"}
+    assert known == {*REPLICAS, *TABLES, "dragon", "sample", "community-forensics", "community-forensics-small"}
 
 
 @pytest.mark.parametrize("kind", ["folder", "archive"])
@@ -156,6 +267,26 @@ def test_a_data_set_s_layout_is_understood(
     found = rows[["label", "generator", "split"]].astype(object)
     found = found.where(found.notna(), None)
     assert {path: tuple(said) for path, said in zip(found.index, found.to_numpy(), strict=True)} == replica.images
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_data_set_s_tables_are_understood(
+    tmp_path: Path, jpeg: Callable[..., bytes], write_files: Callable[..., Path], name: str
+) -> None:
+    tables, files, wanted, seed = TABLES[name], {"README.md": b"# About"}, {}, 0
+    for path, rows in tables.rows.items():
+        table = []
+        for number, (row, said) in enumerate(rows):
+            called = row.get("file_name") or row.get("id") or "a.jpg"
+            wanted[f"{path}/{number}/{called}"] = said
+            table.append({tables.image: {"bytes": jpeg(seed, (24, 20)), "path": "a.jpg"}} | row)
+            seed += 1
+        files[path] = written(table)
+    assert all(any(fnmatch(path, p) for p in catalogue.load()[name].files) for path in tables.rows)
+    assert take_in(tmp_path, name, write_files(tmp_path / "3", files)) == Outcome(added=len(wanted))
+    found = rows_of(tmp_path, name)[["label", "generator", "split"]].astype(object)
+    found = found.where(found.notna(), None)
+    assert {path: tuple(said) for path, said in zip(found.index, found.to_numpy(), strict=True)} == wanted
 
 
 def test_twins_of_ai_vs_human_are_pairs(
@@ -224,9 +355,15 @@ def test_images_without_a_label_elsewhere_are_an_error(
         take_in(tmp_path, "ai-and-human-art", place)
 
 
+def written(rows: list[dict[str, Any]]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
 def parquet(jpeg: Callable[..., bytes], seed: int, rows: list[tuple[int, str, str]]) -> bytes:
     """Columns and types as Community Forensics has them; a row is label, model and split."""
-    table = pa.Table.from_pylist(
+    return written(
         [
             {
                 "image_name": f"{n:08d}.png",
@@ -246,9 +383,6 @@ def parquet(jpeg: Callable[..., bytes], seed: int, rows: list[tuple[int, str, st
             for n, (label, model, split) in enumerate(rows)
         ]
     )
-    file = io.BytesIO()
-    pq.write_table(table, file)
-    return file.getvalue()
 
 
 def test_community_forensics_small_is_understood(
@@ -304,7 +438,26 @@ def test_where_a_data_set_lives_and_on_what_terms() -> None:
         == "https://www.kaggle.com/datasets/alessandrasala79/ai-vs-human-generated-dataset"
     )
     assert known["community-forensics"].homepage == "https://huggingface.co/datasets/OwensLab/CommunityForensics"
+    assert known["genimage"].homepage == "https://genimage-dataset.github.io"
     for name, entry in known.items():
         assert entry.title, name
-        assert entry.location or name in ("photos", "wild", "wild-crops"), name
+        assert entry.location or entry.page or name in ("photos", "wild", "wild-crops"), name
         assert not (entry.label == "real" and entry.generator), name
+
+
+def test_what_a_person_has_to_get_says_where(tmp_path: Path) -> None:
+    section = Ingest.model_validate({"sources": {"genimage": {}}})
+    with pytest.raises(StageError) as caught:
+        ingest("genimage", Source(), section, tmp_path / "data", tmp_path / "receipts")
+    assert str(caught.value).endswith(
+        "source 'genimage' is not here; get it at https://genimage-dataset.github.io, then "
+        "`trueframe ingest genimage --from PATH` brings it in"
+    )
+
+
+@pytest.mark.parametrize(("name", "inside"), [("chameleon", "1_fake"), ("synthbuster", "dalle2")])
+def test_what_judges_detectors_stays_for_tests_whatever_part_of_it_is_given(
+    tmp_path: Path, jpeg: Callable[..., bytes], write_files: Callable[..., Path], name: str, inside: str
+) -> None:
+    take_in(tmp_path, name, write_files(tmp_path / inside, {"a.jpg": jpeg(0)}))
+    assert rows_of(tmp_path, name)[["label", "split"]].to_numpy().tolist() == [["ai", "test"]]

@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlparse
 
 import pandas as pd
@@ -519,3 +520,99 @@ def test_loose_images_and_archives_are_read_by_their_folders(
     }
     assert rows["split"].fillna("none").tolist() == ["none", "none", "test", "train", "train"]
     assert "README.md" not in hub.downloads and "notes.txt" not in hub.downloads
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return packed.getvalue()
+
+
+def tarred(files: dict[str, bytes], mode: Literal["w", "w:gz"] = "w") -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode=mode) as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return packed.getvalue()
+
+
+def a_replica(name: str, jpeg: Callable[..., bytes]) -> tuple[str, dict[str, bytes], dict[str, tuple[str, ...]]]:
+    """A repository whose images come in archives, and what each of them is: label, generator, split."""
+    if name == "diffusiondb":
+        return (
+            "poloclub/diffusiondb",
+            {
+                "metadata.parquet": parquet([{"image_name": "a.png", "prompt": "a fox"}]),
+                "images/part-000001.zip": zipped({"a.png": jpeg(0), "part-000001.json": b"{}"}),
+                "images/part-000002.zip": zipped({"b.png": jpeg(1), "part-000002.json": b"{}"}),
+                "diffusiondb-large-part-1/part-000001.zip": zipped({"a.webp": jpeg(2)}),
+            },
+            {
+                "images/part-000001.zip/a.png": ("ai", "stable-diffusion", "none"),
+                "images/part-000002.zip/b.png": ("ai", "stable-diffusion", "none"),
+            },
+        )
+    if name == "dragon":
+        return (
+            "lesc-unifi/dragon",
+            {
+                "train/dragon_train_000.tar": tarred({"0.png": jpeg(0), "0.json": b"{}"}),
+                "train/xs/dragon_train_xs.tar": tarred({"0.png": jpeg(1)}),
+                "test/dragon_test_00.tar": tarred({"0.png": jpeg(2)}),
+            },
+            {
+                "train/dragon_train_000.tar/0.png": ("ai", "none", "train"),
+                "test/dragon_test_00.tar/0.png": ("ai", "none", "test"),
+            },
+        )
+    if name == "journeydb":
+        return (
+            "JourneyDB/JourneyDB",
+            {
+                "data/train/train_anno.jsonl.tgz": tarred({"train_anno.jsonl": b"{}"}, "w:gz"),
+                "data/train/imgs/000.tgz": tarred({"000/a.jpg": jpeg(0)}, "w:gz"),
+                "data/valid/imgs/000.tgz": tarred({"000/b.jpg": jpeg(1)}, "w:gz"),
+            },
+            {
+                "data/train/imgs/000.tgz/000/a.jpg": ("ai", "midjourney", "train"),
+                "data/valid/imgs/000.tgz/000/b.jpg": ("ai", "midjourney", "validation"),
+            },
+        )
+    return (
+        "aharley/rvl_cdip",
+        {
+            "data/train.txt": b"a/b/1.tif 3\n",
+            "data/rvl-cdip.tar.gz": tarred({"images/a/b/1.tif": jpeg(0), "images/a/test/2.tif": jpeg(1)}, "w:gz"),
+        },
+        {
+            "data/rvl-cdip.tar.gz/images/a/b/1.tif": ("real", "none", "none"),
+            "data/rvl-cdip.tar.gz/images/a/test/2.tif": ("real", "none", "none"),
+        },
+    )
+
+
+@pytest.mark.parametrize("name", ["diffusiondb", "dragon", "journeydb", "rvl-cdip"])
+def test_a_data_set_s_archives_are_understood(
+    tmp_path: Path, hub: Hub, run: Run, jpeg: Callable[..., bytes], name: str
+) -> None:
+    repository, files, wanted = a_replica(name, jpeg)
+    hub.repositories[repository] = [{"README.md": b"# About"} | files]
+    done = run(name)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path, name).set_index("origin")[["label", "generator", "split"]].fillna("none")
+    assert {path: tuple(said) for path, said in zip(rows.index, rows.to_numpy(), strict=True)} == wanted
+    # What isn't wanted isn't fetched.
+    assert all("large" not in path and "xs" not in path and ".parquet" not in path for path in hub.downloads)
+
+
+def test_archives_that_the_catalogue_does_not_name_are_no_way_out(
+    hub: Hub, run: Run, jpeg: Callable[..., bytes]
+) -> None:
+    hub.repositories["poloclub/diffusiondb"] = [{"moved/part-000001.zip": zipped({"a.png": jpeg(0)})}]
+    message = the_error(run("diffusiondb"))
+    assert "no Parquet file, archive or image in it (images/*.zip); see " in message
+    assert hub.downloads == []

@@ -159,3 +159,18 @@ def test_only_a_source_that_needs_it_is_listed(write_files: Callable[..., Path])
 
     labels = Labels(_entry("mine", Source()), "place", never)
     assert (labels.of("x/ai/0.jpg"), labels.of("x/REAL/1.jpg")) == ("ai", "real")
+
+
+def test_a_generator_s_folder_lies_above_the_label_s_and_the_split_s() -> None:
+    paths = {
+        "Midjourney/train/ai/0.png": "Midjourney",
+        "Stable Diffusion V1.4/val/ai/1.png": "Stable Diffusion V1.4",
+        "train/ADM/ai/2.png": "ADM",
+        "GLIDE/ai/3.png": "GLIDE",
+        "train/ai/4.png": None,
+        "ai/5.png": None,
+    }
+    labels = Labels(_entry("genimage", Source()), "place", lambda: paths)
+    assert {path: labels.generator(path) for path in paths} == paths
+    inside = Labels(_entry("genimage", Source()), "place", lambda: ["train/ai/0.png"], root="Midjourney")
+    assert inside.generator("train/ai/0.png") == "Midjourney"
