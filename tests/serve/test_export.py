@@ -110,12 +110,15 @@ def test_onnx_answers_as_keras_does(pair: Files, pictures: list[Image.Image], tm
 
 
 def test_of_the_reference_detectors_each_is_exported_as_it_answers(pictures: list[Image.Image], tmp_path: Path) -> None:
-    kept = references()
+    kept = sorted(references(), key=lambda one: one.scope.min_side)
     export([one.files for one in reversed(kept)], "reference", "onnx", tmp_path)
     for said, one in zip(json.loads((tmp_path / "detectors.json").read_text()), kept, strict=True):
         session = onnxruntime.InferenceSession(tmp_path / said["model"])
         equal = [images.equalise(image, said["equalise"]) for image in pictures]
-        seen = {m["name"]: np.stack([images.render(image, m["view"]) for image in equal]) for m in said["inputs"]}
+        seen = {
+            m["name"]: np.stack([images.render(image, m["view"], said["equalise"]) for image in equal])
+            for m in said["inputs"]
+        }
         [logits] = session.run(["logit"], seen)
         rows = one.score([encoded(image) for image in pictures])
         found = 1 / (1 + np.exp(-logits / said["temperature"]))
