@@ -182,7 +182,7 @@ def test_the_reference_detector_answers_until_there_is_a_champion(folder: Path) 
     assert done.returncode == 0, done.stderr
     assert "no champion yet" in done.stderr and "model_card.md" in done.stderr
     [row] = json.loads((folder / "out.json").read_text())
-    assert row["model_version"] == "reference-photo" and row["error"] is None
+    assert row["model_version"] == "reference-wild" and row["error"] is None
     assert row["verdict"] == "uncertain" and "unlike" in row["warnings"][0], "it is no picture"
 
 

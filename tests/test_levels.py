@@ -151,7 +151,7 @@ def test_the_base_serves(folder: Path, tmp_path_factory: pytest.TempPathFactory)
     Image.effect_noise((300, 200), 60).convert("RGB").save(folder / "a.jpg")
     checked = run(folder, str(bin_ / "trueframe"), "check", "a.jpg", "--csv", "out.csv", "--heatmap", "maps")
     assert checked.returncode in (0, 1), checked.stderr
-    assert "reference-photo" in (folder / "out.csv").read_text() and (folder / "maps/a.jpg.png").exists()
+    assert "reference-wild" in (folder / "out.csv").read_text() and (folder / "maps/a.jpg.png").exists()
     exported = run(folder, str(bin_ / "trueframe"), "export", "out", "--format", "onnx")
     assert exported.returncode == 0, exported.stderr
     # MLflow's own store, which the registry's commands make and read.

@@ -67,7 +67,7 @@ def test_the_reference_answers_until_there_is_a_champion(
     assert answering.version(None) == answering.REFERENCE
     assert answering.name(answering.REFERENCE) == "the reference detector"
     assert answering.name("reference-photo") == "the reference detector photo"
-    with pytest.raises(StageError, match="no reference-huge; there are reference-small, reference-photo"):
+    with pytest.raises(StageError, match="no reference-huge; there are reference-small, reference-wild, reference-photo"):
         answering.detector("reference-huge")
     with answering.found("reference-photo") as (photo,), answering.found(answering.REFERENCE) as kept:
         assert photo in kept
@@ -111,14 +111,14 @@ def test_what_the_champion_was_not_judged_on_is_answered_by_a_reference_detector
     with registered(project, own, monkeypatch) as client:
         client.set_registered_model_alias("trueframe", "champion", "1")
         first, second, summary = check(None)[0]
-        assert first.startswith(f"{pictures[0]}: ") and "by the reference detector photo)" in first
+        assert first.startswith(f"{pictures[0]}: ") and "by the reference detector wild)" in first
         assert second.startswith(f"{pictures[1]}: ") and "by version 1)" in second
         assert summary == (
             "trueframe version 1, the champion, was judged on pictures of 32 to 128 px: 1 of 2 pictures are of another "
-            "size or unlike those, and were answered by the reference detector photo"
+            "size or unlike those, and were answered by the reference detector wild"
         )
         lines, rows = check(None, tmp_path / "out.json")
-        assert [row["model_version"] for row in rows] == ["reference-photo", "1"] and lines[-1] == summary
+        assert [row["model_version"] for row in rows] == ["reference-wild", "1"] and lines[-1] == summary
         assert rows[0]["threshold"] != rows[1]["threshold"] == small.fitted["threshold"]
         # The same rows from before, and the same summary.
         lines, again = check(None, tmp_path / "out.json")
@@ -128,7 +128,7 @@ def test_what_the_champion_was_not_judged_on_is_answered_by_a_reference_detector
         assert [row["model_version"] for row in alone] == ["1", "1"] and not any("known from" in line for line in lines)
         assert "32 to 128 px" in alone[0]["warnings"][0] and "2 files" in lines[-1]
         _, kept = check("reference", tmp_path / "out.json")
-        assert [row["model_version"] for row in kept] == ["reference-photo", "reference-small"]
+        assert [row["model_version"] for row in kept] == ["reference-wild", "reference-small"]
         assert check("reference-photo", tmp_path / "out.json")[1][1]["warnings"]
 
 
@@ -137,7 +137,7 @@ def test_rows_from_before_hold_as_long_as_the_same_detectors_answer(
 ) -> None:
     """Neither another registry's version of that number nor a reference detector that got better is the same."""
     shutil.copytree(FOLDER, tmp_path / "kept")
-    monkeypatch.setattr(reference, "beside", lambda: reference.references(tmp_path / "kept"))
+    monkeypatch.setattr(reference, "beside", lambda **_: reference.references(tmp_path / "kept"))
     with registered(project, small, monkeypatch) as client:
         said = [answering.Who("1").identity(), answering.Who("1", alone=True).identity()]
         client.set_model_version_tag("trueframe", "1", "files_sha256", "0" * 64)
