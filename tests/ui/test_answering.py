@@ -67,7 +67,9 @@ def test_the_reference_answers_until_there_is_a_champion(
     assert answering.version(None) == answering.REFERENCE
     assert answering.name(answering.REFERENCE) == "the reference detector"
     assert answering.name("reference-photo") == "the reference detector photo"
-    with pytest.raises(StageError, match="no reference-huge; there are reference-small, reference-wild, reference-photo"):
+    with pytest.raises(
+        StageError, match="no reference-huge; there are reference-small, reference-wild, reference-photo"
+    ):
         answering.detector("reference-huge")
     with answering.found("reference-photo") as (photo,), answering.found(answering.REFERENCE) as kept:
         assert photo in kept

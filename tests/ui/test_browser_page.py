@@ -1,8 +1,10 @@
 """The static page that judges in the browser alone, against the detector that it was exported from."""
 
 import base64
+import contextlib
 import io
 import os
+import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import detectors
 import numpy as np
 import pytest
 from PIL import Image
@@ -74,7 +77,7 @@ def exported(small: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     folder = tmp_path_factory.mktemp("browser")
     try:
         if PHOTOS.exists():
-            kept = references()
+            kept = references(fast=True)
             export([one.files for one in kept], "reference", "browser", folder)
             return folder, Cascade(kept)
         export([small], "3", "browser", folder)
@@ -85,12 +88,14 @@ def exported(small: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return folder, small.load("3")
 
 
-@pytest.fixture(scope="module")
-def opened(exported: tuple[Path, Detector], browser: Any) -> Iterator[Any]:
+@contextlib.contextmanager
+def visit(folder: Path, browser: Any) -> Iterator[Any]:
+    """The page in a browser."""
+
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None: ...
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(exported[0]))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         context = browser.new_context(viewport={"width": 390, "height": 800})
         context.set_default_timeout(240_000)
@@ -102,9 +107,32 @@ def opened(exported: tuple[Path, Detector], browser: Any) -> Iterator[Any]:
         server.shutdown()
 
 
+@pytest.fixture(scope="module")
+def opened(exported: tuple[Path, Detector], browser: Any) -> Iterator[Any]:
+    with visit(exported[0], browser) as page:
+        yield page
+
+
 def test_it_answers_as_the_server_does(exported: tuple[Path, Detector], opened: Any, pictures: list[bytes]) -> None:
     assert len(pictures) == 50
-    theirs = exported[1].score(pictures)
+    agree(exported[1], opened, pictures)
+
+
+def test_views_that_are_saved_by_themselves_are_so_in_the_browser_too(
+    exported: tuple[Path, Detector], browser: Any, pictures: list[bytes], tmp_path: Path
+) -> None:
+    members = [detectors.member(detectors.cnn(24), view, view) for view in ("cover-24", "crop-24x2")]
+    equalise = {"size": "view", "side": 160, "quality": 70}
+    files = detectors.write(tmp_path / "files", *members, card="# two\n\nTwo.\n", equalise=equalise)
+    export([files], "3", "onnx", tmp_path / "page")
+    skipped = shutil.ignore_patterns("detector*", "model_card*")
+    shutil.copytree(exported[0], tmp_path / "page", ignore=skipped, dirs_exist_ok=True)
+    with visit(tmp_path / "page", browser) as page:
+        agree(files.load("3"), page, pictures[30:])
+
+
+def agree(detector: Any, opened: Any, pictures: list[bytes]) -> None:
+    theirs = detector.score(pictures)
     own = opened.evaluate(JUDGE, [base64.b64encode(data).decode() for data in pictures])
     differences = np.abs([a["probability"] - b["probability"] for a, b in zip(own, theirs, strict=True)])
     print(f"largest difference of {len(pictures)} probabilities: {differences.max():.2e}")
