@@ -55,9 +55,11 @@ class Network:
         options.intra_op_num_threads = threads or _threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            # Its fallback would print, and try the same again.
+            # Its fallback would print, and try the same again. An encoder's weights of 8 bits are widened anew for each
+            # block of pictures: widened once, they would take a second to load and four times the memory.
+            kept = {"disabled_optimizers": ["ConstantFolding"]} if self.is_large else {}
             providers = _providers(onnxruntime)
-            self._session = onnxruntime.InferenceSession(data, options, providers=providers, enable_fallback=0)
+            self._session = onnxruntime.InferenceSession(data, options, providers=providers, enable_fallback=0, **kept)
         except Exception as error:  # the runtime's exceptions have no common class
             raise StageError(f"{name}: the runtime can't run it ({_line(error)})") from None
         self.inputs = [one.name for one in self._session.get_inputs()]
