@@ -131,8 +131,10 @@ class Detector:
             shapes = [images.view_shape(view) for view in self._network.views]
             self._block = max(1, min(_BLOCK, _BLOCK_BYTES // sum(math.prod(shape) for shape in shapes)))
             grey = images.equalise(Image.new("RGB", (64, 64), (128, 128, 128)), self._equalise)
-            [(logit, _)] = self._answers({name: x[None] for name, x in self._network.render(grey).items()})
-            _sigmoid(logit / self._temperature)
+            seen = {name: x[None] for name, x in self._network.render(grey).items()}
+            if not self._network.is_large:  # which would take longer than a first answer may
+                [(logit, _)] = self._answers(seen)
+                _sigmoid(logit / self._temperature)
         except Exception as error:  # whatever doesn't fit together in a file that others made
             raise StageError(f"{file}: its graph and its metadata don't fit ({why(error)}); nothing answers") from None
 
