@@ -93,7 +93,9 @@ def described(files: Files, version: str, model: str, dtype: str = "uint8") -> d
 
 def _models(detectors: Sequence[Files], version: str, form: Literal["onnx", "litert"], folder: Path) -> None:
     entries = []
-    for number, files in enumerate(sorted(detectors, key=lambda one: one.fitted["scope"]["min_side"])):
+    # Of two for the same pictures the better one comes last.
+    order = sorted(detectors, key=lambda one: (one.fitted["scope"]["min_side"], "encoder" in one.fitted))
+    for number, files in enumerate(order):
         name = f"detector{number or ''}.{'onnx' if form == 'onnx' else 'tflite'}"
         if form == "onnx":
             (folder / name).write_bytes(complete(files.detector))

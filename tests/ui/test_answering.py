@@ -113,14 +113,14 @@ def test_what_the_champion_was_not_judged_on_is_answered_by_a_reference_detector
     with registered(project, own, monkeypatch) as client:
         client.set_registered_model_alias("trueframe", "champion", "1")
         first, second, summary = check(None)[0]
-        assert first.startswith(f"{pictures[0]}: ") and "by the reference detector wild)" in first
+        assert first.startswith(f"{pictures[0]}: ") and "by the reference detector photo)" in first
         assert second.startswith(f"{pictures[1]}: ") and "by version 1)" in second
         assert summary == (
             "trueframe version 1, the champion, was judged on pictures of 32 to 128 px: 1 of 2 pictures are of another "
-            "size or unlike those, and were answered by the reference detector wild"
+            "size or unlike those, and were answered by the reference detector photo"
         )
         lines, rows = check(None, tmp_path / "out.json")
-        assert [row["model_version"] for row in rows] == ["reference-wild", "1"] and lines[-1] == summary
+        assert [row["model_version"] for row in rows] == ["reference-photo", "1"] and lines[-1] == summary
         assert rows[0]["threshold"] != rows[1]["threshold"] == small.fitted["threshold"]
         # The same rows from before, and the same summary.
         lines, again = check(None, tmp_path / "out.json")
@@ -130,7 +130,7 @@ def test_what_the_champion_was_not_judged_on_is_answered_by_a_reference_detector
         assert [row["model_version"] for row in alone] == ["1", "1"] and not any("known from" in line for line in lines)
         assert "32 to 128 px" in alone[0]["warnings"][0] and "2 files" in lines[-1]
         _, kept = check("reference", tmp_path / "out.json")
-        assert [row["model_version"] for row in kept] == ["reference-wild", "reference-small"]
+        assert [row["model_version"] for row in kept] == ["reference-photo", "reference-small"]
         assert check("reference-photo", tmp_path / "out.json")[1][1]["warnings"]
 
 
