@@ -117,6 +117,15 @@ def about(file: Path) -> dict[str, Any]:
     return said
 
 
+def is_large(file: Path) -> bool:
+    """Whether a detector takes tenths of a second for a picture, with an encoder of its own or one that it shares.
+
+    Raises:
+        StageError: it is no detector's file.
+    """
+    return "encoder" in about(file) or file.stat().st_size > _LARGE
+
+
 def complete(file: Path) -> bytes:
     """A detector's file as it can go anywhere: with the constants of an encoder that it shares with others here.
 

@@ -15,6 +15,7 @@ import numpy as np
 
 import components
 from components import integrity, stage
+from components.detector.file import is_large
 from components.serve.detector import Detector
 from components.serve.files import DETECTOR, Files
 from components.stage import StageError
@@ -42,7 +43,7 @@ class Reference:
         self.files = Files.kept(folder)
         self.version = f"{VERSION}-{folder.name}"
         self.scope = self.files.scope
-        self.is_fast = "encoder" not in self.files.fitted
+        self.is_fast = not is_large(self.files.detector)
 
     @cached_property
     def detector(self) -> Detector:

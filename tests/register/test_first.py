@@ -59,7 +59,7 @@ def inputs(tmp_path: Path) -> Inputs:
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where reference detectors lie; none as yet."""
     folder = tmp_path / "references"
-    monkeypatch.setattr(register, "beside", lambda: reference.beside(folder))
+    monkeypatch.setattr(register, "beside", lambda **_: reference.beside(folder))
     return folder
 
 
