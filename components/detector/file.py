@@ -25,6 +25,7 @@ _OPSETS = range(13, 24)
 _BLOCK = 256  # images in one call, at most
 _BLOCK_PIXELS = 2**21  # and pixels, for what the layers of a large view hold of each
 _DEEP = 8  # graphs within graphs
+_METADATA = 14  # the field metadata_props
 _LARGE = 32 * 2**20  # bytes of a network that takes tenths of a second for a picture
 
 
@@ -132,22 +133,27 @@ def complete(file: Path) -> bytes:
     Raises:
         StageError: it is no detector's file, or that encoder isn't here.
     """
-    said = about(file)
-    whole = _whole(_read(file), said)
+    said, data = about(file), _read(file)
     if "encoder" not in said:
-        return whole
-    # Of a key that stands there twice, the last value counts.
+        return data
     alone = json.dumps({key: value for key, value in said.items() if key != "encoder"})
     pair = b"".join(_field(number, text.encode()) for number, text in ((1, KEY), (2, alone)))
-    return whole + _field(14, pair)
+    kept = (_field(number, value) for number, value in _fields(memoryview(data)) if number != _METADATA)
+    return _whole(b"".join([*kept, _field(_METADATA, pair)]), said)
 
 
-def _field(number: int, value: bytes) -> bytes:
-    """A field of Protocol Buffers' wire format that has a length."""
-    size, rest = b"", len(value)
-    while rest > 127:
-        size, rest = size + bytes([rest & 127 | 128]), rest >> 7
-    return bytes([number << 3 | 2]) + size + bytes([rest]) + value
+def _field(number: int, value: Any) -> bytes:
+    """A field of Protocol Buffers' wire format: a number, or what has a length."""
+    if isinstance(value, int):
+        return bytes([number << 3]) + _written(value)
+    return bytes([number << 3 | 2]) + _written(len(value)) + bytes(value)
+
+
+def _written(number: int) -> bytes:
+    digits = b""
+    while number > 127:
+        digits, number = digits + bytes([number & 127 | 128]), number >> 7
+    return digits + bytes([number])
 
 
 def _whole(data: bytes, about: Mapping[str, Any]) -> bytes:
@@ -204,7 +210,7 @@ def _seen(data: memoryview) -> dict[str, Any]:
             parts = dict(_fields(value))
             if _text(parts.get(1, b"")) in (b"", b"ai.onnx"):
                 seen["opset"] = int(parts.get(2, 0))
-        elif field == 14:  # metadata_props
+        elif field == _METADATA:
             parts = dict(_fields(value))
             seen["metadata"][_text(parts.get(1, b""))] = _text(parts.get(2, b""))
         elif field == 25:
