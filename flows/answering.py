@@ -84,9 +84,8 @@ def detector(number: str, *, fast: bool = False) -> Any:
 
 def together(number: str, *, fast: bool = False) -> Cascade:
     """The champion at work, and the reference detectors, or the fast ones, for what it wasn't judged on."""
-    if number == REFERENCE:
-        return Cascade(references(number, fast=fast))
-    return Cascade([detector(number), *reference.beside(fast=fast)])
+    own = detector(number, fast=fast)
+    return own if number == REFERENCE else Cascade([own, *reference.beside(fast=fast)])
 
 
 def quickly(number: str) -> Cascade:
@@ -116,7 +115,8 @@ class Who:
     @property
     def load(self) -> Callable[[str], Any]:
         """Gives the detector of `number`; importable by name."""
-        return detector if self.alone else quickly if self.fast else together
+        is_one = self.alone and self.number != REFERENCE
+        return detector if is_one else quickly if self.fast else together
 
     def identity(self) -> str:
         """Equal only while the same files answer: versions keep their numbers in another registry, and the reference
@@ -156,8 +156,8 @@ def references(number: str, *, fast: bool = False) -> list[reference.Reference]:
     Raises:
         StageError: there is none of that name.
     """
-    known = reference.references(fast=fast)
-    named = [one for one in known if number in (REFERENCE, one.version)]
+    known = reference.references()
+    named = [one for one in known if number == one.version or (number == REFERENCE and (one.is_fast or not fast))]
     if not named:
         raise StageError(f"there is no {number}; there are {', '.join(one.version for one in known)}")
     return named

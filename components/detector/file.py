@@ -20,13 +20,14 @@ from components.stage import StageError
 KEY = "trueframe"
 """Under which the file's metadata hold what a detector is, as JSON."""
 FORMAT = 1
+LARGE = 32 * 2**20
+"""Bytes of a network above which it takes tenths of a second for a picture, and not hundredths."""
 _SAID = {"temperature", "threshold", "low", "high", "equalise", "scope", "members"}
 _OPSETS = range(13, 24)
 _BLOCK = 256  # images in one call, at most
 _BLOCK_PIXELS = 2**21  # and pixels, for what the layers of a large view hold of each
 _DEEP = 8  # graphs within graphs
 _METADATA = 14  # the field metadata_props
-_LARGE = 32 * 2**20  # bytes of a network that takes tenths of a second for a picture
 
 
 class Network:
@@ -38,7 +39,7 @@ class Network:
 
     Attributes:
         about: what the file says of itself: see `components.detector.build.finished`; empty of a bare network.
-        is_large: whether it takes tenths of a second for a picture, and not hundredths.
+        is_large: whether it has more than `LARGE` bytes, its encoder included.
 
     Raises:
         StageError: it is no detector's file (see `check`), or the runtime can't run it.
@@ -50,7 +51,7 @@ class Network:
         data, name = (file, "the graph") if isinstance(file, bytes) else (_read(file), str(file))
         self.about = _about(check(data, name), name)
         data = _whole(data, self.about)
-        self.is_large = len(data) > _LARGE
+        self.is_large = len(data) > LARGE
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads or _threads()
@@ -116,15 +117,6 @@ def about(file: Path) -> dict[str, Any]:
     if missing := _SAID - said.keys():
         raise StageError(f"{file}: its metadata are damaged ({', '.join(sorted(missing))} missing)")
     return said
-
-
-def is_large(file: Path) -> bool:
-    """Whether a detector takes tenths of a second for a picture, with an encoder of its own or one that it shares.
-
-    Raises:
-        StageError: it is no detector's file.
-    """
-    return "encoder" in about(file) or file.stat().st_size > _LARGE
 
 
 def complete(file: Path) -> bytes:

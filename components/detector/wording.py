@@ -18,8 +18,8 @@ def words(about: Mapping[str, Any]) -> dict[str, str]:
         about: what the detector's file says of itself (see `components.detector.build.finished`).
     """
     measured = about.get("left_out")
-    is_kept = measured and measured["verdicts"]["ai"]["real"] <= _MISSED
-    real = "probably not AI-generated" if is_kept else _NOTHING
+    may_promise = measured and measured["verdicts"]["ai"]["real"] <= _MISSED
+    real = "probably not AI-generated" if may_promise else _NOTHING
     return {"ai": "probably AI-generated", "real": real, "uncertain": "uncertain"}
 
 

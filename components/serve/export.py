@@ -21,7 +21,7 @@ import components
 from components import images, integrity, networks, stage
 from components.detector import build
 from components.detector.familiarity import Familiarity
-from components.detector.file import Network, complete, is_large
+from components.detector.file import Network, complete
 from components.detector.wording import words
 from components.serve import reference
 from components.serve.files import Files
@@ -94,7 +94,7 @@ def described(files: Files, version: str, model: str, dtype: str = "uint8") -> d
 def _models(detectors: Sequence[Files], version: str, form: Literal["onnx", "litert"], folder: Path) -> None:
     entries = []
     # Of two for the same pictures the better one comes last.
-    order = sorted(detectors, key=lambda one: (one.fitted["scope"]["min_side"], is_large(one.detector)))
+    order = sorted(detectors, key=lambda one: (one.fitted["scope"]["min_side"], one.is_large))
     for number, files in enumerate(order):
         name = f"detector{number or ''}.{'onnx' if form == 'onnx' else 'tflite'}"
         if form == "onnx":

@@ -60,6 +60,11 @@ class Files:
         return file.about(self.detector)
 
     @property
+    def is_large(self) -> bool:
+        """Whether it has an encoder, its own or one that it shares, with which a picture takes tenths of a second."""
+        return "encoder" in self.fitted or self.detector.stat().st_size > file.LARGE
+
+    @property
     def scope(self) -> Scope:
         """The sizes that it was judged on."""
         return Scope(**self.fitted["scope"])

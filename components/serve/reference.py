@@ -15,7 +15,6 @@ import numpy as np
 
 import components
 from components import integrity, stage
-from components.detector.file import is_large
 from components.serve.detector import Detector
 from components.serve.files import DETECTOR, Files
 from components.stage import StageError
@@ -43,7 +42,7 @@ class Reference:
         self.files = Files.kept(folder)
         self.version = f"{VERSION}-{folder.name}"
         self.scope = self.files.scope
-        self.is_fast = not is_large(self.files.detector)
+        self.is_fast = not self.files.is_large
 
     @cached_property
     def detector(self) -> Detector:

@@ -134,6 +134,15 @@ def test_what_the_champion_was_not_judged_on_is_answered_by_a_reference_detector
         assert check("reference-photo", tmp_path / "out.json")[1][1]["warnings"]
 
 
+def test_fast_ones_are_asked_where_any_reference_detector_may_answer() -> None:
+    for alone in (False, True):  # `--version reference` too
+        cascade = answering.Who(answering.REFERENCE, alone=alone, fast=True).load(answering.REFERENCE)
+        assert [one.version for one in cascade.detectors] == ["reference-small", "reference-photo"]
+    named = answering.Who("reference-wild", alone=True, fast=True)  # one that was asked for by its name answers
+    assert [one.version for one in named.load("reference-wild").detectors] == ["reference-wild"]
+    assert named.identity() == answering.Who("reference-wild", alone=True).identity()
+
+
 def test_rows_from_before_hold_as_long_as_the_same_detectors_answer(
     project: Path, small: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
